@@ -1,0 +1,1 @@
+"""meshwright: plan, prove, run and diagnose hybrid parallelism of large language models."""

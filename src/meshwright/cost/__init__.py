@@ -1,0 +1,1 @@
+"""Room cost (see docs/design.md)."""

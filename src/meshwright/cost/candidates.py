@@ -1,0 +1,141 @@
+"""Candidates: a struct of arrays, one row per parallel configuration; one configuration is the case n = 1.
+
+Every cost function takes Candidates and returns arrays of the same length. `unit_keys` finds the distinct
+(tp, sp, cp, ep, expert_tp, micro batch, recompute) rows, on which everything that happens inside a layer depends,
+so that layer costs are computed once per key and gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+
+SCHEDULES: tuple[Schedule, ...] = tuple(Schedule)
+RECOMPUTES: tuple[Recompute, ...] = tuple(Recompute)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Arrays of length n. `schedule` and `recompute` are positions in SCHEDULES and RECOMPUTES; `zero_shards` is
+    resolved (dp * cp where a config says None). `splits[i]` holds the layer split of row i where any is uneven.
+    """
+
+    dp: IntArray
+    tp: IntArray
+    pp: IntArray
+    cp: IntArray
+    ep: IntArray
+    expert_tp: IntArray
+    vpp: IntArray
+    sequence_parallel: BoolArray
+    micro_batch: IntArray
+    global_batch: IntArray
+    schedule: IntArray
+    zero: IntArray
+    zero_shards: IntArray
+    recompute: IntArray
+    recompute_every: IntArray
+    precision: Precision
+    splits: tuple[tuple[int, ...] | None, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.dp)
+
+    @property
+    def microbatches(self) -> IntArray:
+        return self.global_batch // (self.dp * self.micro_batch)
+
+    @property
+    def world(self) -> IntArray:
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def expert_dp(self) -> IntArray:
+        return self.dp * self.cp * self.tp // (self.ep * self.expert_tp)
+
+    @classmethod
+    def from_configs(cls, configs: Sequence[HybridParallelConfig]) -> Candidates:
+        """One row per config; all must share one precision."""
+        precisions = {c.precision for c in configs}
+        if len(precisions) != 1:
+            raise ValueError(f"candidates must share one precision, got {sorted(precisions)}")
+
+        def column(name: str) -> IntArray:
+            return np.array([getattr(c, name) for c in configs], dtype=np.int64)
+
+        splits = tuple(c.layer_split for c in configs)
+        return cls(
+            **{n: column(n) for n in ("dp", "tp", "pp", "cp", "ep", "expert_tp", "vpp")},
+            **{n: column(n) for n in ("micro_batch", "global_batch", "zero", "recompute_every")},
+            sequence_parallel=np.array([c.sequence_parallel for c in configs], dtype=np.bool_),
+            schedule=np.array([SCHEDULES.index(c.schedule) for c in configs], dtype=np.int64),
+            zero_shards=np.array([c.zero_shards or c.dp * c.cp for c in configs], dtype=np.int64),
+            recompute=np.array([RECOMPUTES.index(c.recompute) for c in configs], dtype=np.int64),
+            precision=precisions.pop(),
+            splits=splits if any(splits) else None,
+        )
+
+    def config(self, row: int) -> HybridParallelConfig:
+        """The configuration of one row."""
+        shards = int(self.zero_shards[row])
+        return HybridParallelConfig(
+            **{
+                n: int(getattr(self, n)[row])
+                for n in ("dp", "tp", "pp", "cp", "ep", "expert_tp", "vpp", "micro_batch", "global_batch", "zero")
+            },
+            sequence_parallel=bool(self.sequence_parallel[row]),
+            schedule=SCHEDULES[int(self.schedule[row])],
+            zero_shards=None if shards == int(self.dp[row] * self.cp[row]) else shards,
+            recompute=RECOMPUTES[int(self.recompute[row])],
+            recompute_every=int(self.recompute_every[row]),
+            precision=self.precision,
+            layer_split=self.splits[row] if self.splits else None,
+        )
+
+    def take(self, rows: IntArray | BoolArray) -> Candidates:
+        """The chosen rows, in the order given."""
+        picked = {
+            f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("precision", "splits")
+        }
+        splits = self.splits
+        if splits is not None:
+            index = np.arange(len(self))[rows]
+            splits = tuple(splits[int(i)] for i in index)
+        return Candidates(**picked, precision=self.precision, splits=splits)
+
+
+@dataclass(frozen=True)
+class UnitKeys:
+    """The distinct in-layer settings among candidates: `candidates` has one row per key (its other fields are those
+    of the first row that has the key and must not be read), `inverse` [n] maps each candidate to its key."""
+
+    candidates: Candidates
+    inverse: IntArray
+
+
+def unit_keys(candidates: Candidates) -> UnitKeys:
+    """Distinct (tp, sp, cp, ep, expert_tp, micro_batch, recompute, recompute_every) rows."""
+    packed = np.zeros(len(candidates), dtype=np.int64)
+    for column in (
+        candidates.tp,
+        candidates.sequence_parallel.astype(np.int64),
+        candidates.cp,
+        candidates.ep,
+        candidates.expert_tp,
+        candidates.micro_batch,
+        candidates.recompute,
+        candidates.recompute_every,
+    ):
+        values, codes = np.unique(column, return_inverse=True)
+        packed = packed * len(values) + codes
+    _, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
+    return UnitKeys(candidates.take(first.astype(np.int64)), inverse.astype(np.int64))

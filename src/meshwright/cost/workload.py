@@ -1,0 +1,39 @@
+"""What is computed (`Workload`) and how well the software does it (`Stack` is in cost.stack)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Optimizer(StrEnum):
+    """Optimizer and the number formats of its state (bytes per parameter in cost.memory)."""
+
+    ADAM_FP32 = "adam-fp32"  # fp32 weights: no master copy
+    ADAM_MIXED = "adam-mixed"  # fp32 master weights, momentum, variance
+    ADAM_BF16 = "adam-bf16"  # bf16 momentum and variance, no master
+    ADAM_8BIT = "adam-8bit"
+    SGD = "sgd"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training job's step, apart from how it is split. `seq` in tokens."""
+
+    seq: int
+    optimizer: Optimizer = Optimizer.ADAM_MIXED
+    gradient_bytes: int = 4  # of the accumulated gradient, per parameter
+    flash_attention: bool = True
+    dropout: bool = False
+    capacity_factor: float | None = None  # None: dropless MoE
+
+
+@dataclass(frozen=True)
+class ServingWorkload:
+    """Requests of `prompt` input and `output` generated tokens (means)."""
+
+    prompt: int
+    output: int
+    kv_bytes_per_element: float = 2.0
+    ttft_s: float | None = None
+    tpot_s: float | None = None

@@ -1,0 +1,1 @@
+"""Room hardware (see docs/design.md)."""

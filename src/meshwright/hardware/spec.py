@@ -1,0 +1,64 @@
+"""Accelerators, links and clusters as data. All units SI: bytes, bytes/s, FLOP/s, seconds, one direction.
+
+Values come from `data/*.toml`, where each carries its source; users write clusters in the same form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device. `peak_flops` maps precision name ('bf16', 'fp8', ...) to dense peak FLOP/s."""
+
+    name: str
+    memory_bytes: int
+    memory_bandwidth: float
+    peak_flops: dict[str, float]
+    sm_count: int
+    architecture: str  # 'volta', 'ampere', 'hopper', 'blackwell', 'cdna3', 'cpu', ...
+    power_w: float | None = None
+    sources: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link as one device sees it. `bandwidth` is bytes/s one way per device; `efficiency` the share that large
+    collectives reach; `latency_s` per hop."""
+
+    name: str
+    bandwidth: float
+    latency_s: float
+    efficiency: float = 0.8
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`nodes` x `gpus_per_node` devices. The fast link reaches `domain` devices (8 in an HGX node, 72 in NVL72);
+    beyond it traffic takes `inter`, divided by `oversubscription` above the first switch level.
+
+    `reserved_bytes` is what context, NCCL buffers and allocator slack take from a device: stated, overridable.
+    """
+
+    name: str
+    accelerator: Accelerator
+    nodes: int
+    gpus_per_node: int
+    domain: int
+    intra: Link
+    inter: Link
+    nics_per_gpu: float = 1.0
+    oversubscription: float = 1.0
+    reserved_bytes: int = 0
+    sources: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory of a device that a job may fill."""
+        return self.accelerator.memory_bytes - self.reserved_bytes

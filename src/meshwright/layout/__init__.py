@@ -1,0 +1,1 @@
+"""Room layout (see docs/design.md)."""

@@ -1,0 +1,1 @@
+"""Room planner (see docs/design.md)."""
