@@ -14,6 +14,6 @@ class InputError(ValueError):
 
 
 def suggestion(word: str, choices: Iterable[str], limit: int = 3) -> str:
-    """' (did you mean a, b?)' for the choices nearest to `word`, or ''. """
+    """' (did you mean a, b?)' for the choices nearest to `word`, or ''."""
     near = difflib.get_close_matches(word.lower(), sorted(choices), n=limit, cutoff=0.5)
     return f" (did you mean {', '.join(near)}?)" if near else ""

@@ -103,9 +103,7 @@ class Candidates:
 
     def take(self, rows: IntArray | BoolArray) -> Candidates:
         """The chosen rows, in the order given."""
-        picked = {
-            f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("precision", "splits")
-        }
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("precision", "splits")}
         splits = self.splits
         if splits is not None:
             index = np.arange(len(self))[rows]
