@@ -1,0 +1,85 @@
+"""Stacks: how well a training framework uses the machine - its overlaps, fusions, kernels, host costs and rank order.
+
+In: the name of a framework as a person or a measurement row writes it. Out: a frozen `Stack` of traits that the cost
+model reads. The values live in `data/stacks.toml`, each with its source or the date of its fit.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Traits of one software stack. Shares are 0..1; seconds are host time unless said otherwise."""
+
+    name: str = "generic"
+    frameworks: tuple[str, ...] = ()  # words by which a framework's name is recognised (lower case)
+    rank_order: str = "tp-cp-ep-dp-pp"  # innermost axis first (Megatron-core's default order)
+    # kernels
+    attention: str = "flash2"  # kernel generation used where the workload asks for flash attention
+    fused_projections: bool = True  # q, k, v (and gate, up) run as one product
+    elementwise_passes: float = 1.0  # memory traffic of norms, activations, residuals relative to fully fused kernels
+    head_passes: float = 1.0  # memory traffic of the loss over the logits relative to a fused cross entropy
+    gemm_scale: float = 1.0  # matrix products relative to the architecture's own surface
+    # host
+    layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
+    step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
+    microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
+    # overlap: the share of a collective that may run behind compute
+    dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
+    gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass
+    fsdp_overlap: float = 0.9  # ZeRO-3 prefetch and reduction behind compute
+    tp_overlap: float = 0.0
+    cp_overlap: float = 0.8
+    ep_overlap: float = 0.0
+    pp_overlap: float = 0.0  # of 1F1B; interleaved schedules use pp_overlap_interleaved
+    pp_overlap_interleaved: float = 0.8
+    contention: float = 0.1  # share of hidden communication time by which the compute behind it slows down
+    # mixture of experts and scale
+    moe_imbalance: float = 1.1  # slowest rank's routed tokens over the mean (1.0: forced balance)
+    straggler: float = 0.005  # growth of the step per doubling of nodes
+    optimizer_passes: float = 1.0  # memory traffic of the optimizer step relative to one fused pass over its state
+    sources: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@cache
+def stacks() -> dict[str, Stack]:
+    """Every stack of the data file by name; entries inherit from the one they name under `base`."""
+    raw: dict[str, dict[str, Any]] = tomllib.loads(
+        files("meshwright.cost").joinpath("data/stacks.toml").read_text(encoding="utf-8")
+    )
+    known = {f.name for f in fields(Stack)}
+    resolved: dict[str, dict[str, Any]] = {}
+    for name, table in raw.items():
+        base = resolved[table["base"]] if "base" in table else {}
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
+        if unknown := set(own) - known:
+            raise ValueError(f"stacks.toml: unknown trait {sorted(unknown)} in {name}")
+        sources = {**base.get("sources", {}), **own.get("sources", {})}
+        resolved[name] = {**base, "frameworks": (), **own, "name": name, "sources": sources}
+    return {name: Stack(**traits) for name, traits in resolved.items()}
+
+
+def stack_for(framework: str) -> Stack:
+    """The stack whose longest recognising word occurs in `framework`; the generic one where none does."""
+    text = framework.lower()
+    best, length = "generic", 0
+    for name, stack in stacks().items():
+        for word in stack.frameworks:
+            if word in text and len(word) > length:
+                best, length = name, len(word)
+    return stacks()[best]
+
+
+def default_stack() -> Stack:
+    """Megatron-core as of the newest release in the data file: what a plan assumes unless told otherwise."""
+    return stacks()["megatron-core"]
+
+
+DEFAULT = Stack()
+"""Placeholder identity for signatures (`stack=DEFAULT`): evaluate and estimate read it as `default_stack()`."""
