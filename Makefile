@@ -1,0 +1,51 @@
+# meshwright: `make demo` shows the main job on real input, `make test` and `make lint` are what CI runs.
+# Everything is installed into .venv from constraints/dev.txt; nothing but python3 (3.11 or newer) and pip is needed
+# (and node for pyright, in `make lint`).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_VERSION := 26.3
+# One thread per process: the tests fork ranks, and two workers share the cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+WORKERS ?= 2
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make setup            the pinned environment in .venv (rebuilt when pyproject.toml or constraints change)
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("meshwright needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==$(PIP_VERSION)
+	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable '.[runtime]' --group dev
+	touch $(STAMP)
+
+## make demo             plan, layout, estimate and scaling of Llama-3.1-70B on 64 H100, written to build/
+demo: $(STAMP)
+	@$(BIN)/python tools/demo.py
+
+## make test             the whole test suite
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+## make lint             ruff, pyright (strict where there is no torch), import-linter with the table of docs/design.md
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+## make format           mend what ruff can mend
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
