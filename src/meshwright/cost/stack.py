@@ -44,6 +44,19 @@ class Stack:
     moe_imbalance: float = 1.1  # slowest rank's routed tokens over the mean (1.0: forced balance)
     straggler: float = 0.005  # growth of the step per doubling of nodes
     optimizer_passes: float = 1.0  # memory traffic of the optimizer step relative to one fused pass over its state
+    # memory (cost.layers, cost.memory)
+    regathers_input: bool = True  # sequence-parallel block inputs are kept sharded, gathered again in backward
+    fused_glu: bool = True  # a gated activation keeps only its two inputs and its output
+    fused_norm: bool = True  # a norm keeps only its input (else an fp32 copy and the normalised values too)
+    logit_bytes: float = 10.0  # alive per logit at the loss: the bf16 logits, an fp32 copy, its exponentials
+    logit_kept_bytes: float = 4.0  # per logit between the loss and its backward pass (GPipe holds many)
+    router_copies: float = 2.0  # fp32 router tensors [tokens, experts] kept: logits and scores
+    keeps_expert_output: bool = True  # expert outputs are kept to differentiate the routing weights
+    half_gradients: float = 0.0  # bytes per parameter of gradients kept beside the accumulated ones
+    master_is_parameter: bool = True  # ZeRO-3: the fp32 shard is both the stored parameter and the master weight
+    gathered_layers: float = 2.0  # ZeRO-3: layers whose weights are gathered at once (current and prefetched)
+    gathered_gradient_bytes: float = 6.0  # ZeRO-3: per parameter of a layer: its gradient and the reduction's input
+    pipeline_buffers: float = 2.0  # boundary activations held for sends and receives
     sources: dict[str, str] = field(default_factory=dict[str, str])
 
 
