@@ -1,0 +1,279 @@
+"""Process groups of every axis and the usual combinations, on one DeviceMesh, created in one order on all ranks.
+
+In: a HybridParallelConfig in a world that torch.distributed has joined. Out: a `ProcessGroupManager` that is passed to
+whoever communicates; nothing about the mesh lives in a module. Each axis is an `AxisGroup` that also carries the
+recorder of the ledger. Groups with equal members are one group: a laptop's world has few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.distributed.device_mesh import DeviceMesh
+
+from meshwright.errors import InputError
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.ledger import Collective
+from meshwright.runtime.launch import Device
+from meshwright.runtime.recorder import Recorder
+
+RankGroups = NDArray[np.int64]  # [groups, size]
+
+MESH_DIMS = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
+"""dp is two mesh dims so that HSDP shards within dp_shard and replicates across dp_replicate."""
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """The ranks that share all coordinates with this one but those of `axis`. `ranks` are global, in axis order."""
+
+    axis: str
+    group: dist.ProcessGroup
+    rank: int
+    ranks: tuple[int, ...]
+    recorder: Recorder = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+    @property
+    def next_rank(self) -> int:
+        """Global rank of the next one on a ring."""
+        return self.ranks[(self.rank + 1) % self.size]
+
+    @property
+    def previous_rank(self) -> int:
+        return self.ranks[(self.rank - 1) % self.size]
+
+    def record(self, collective: Collective, what: str, call_bytes: int) -> None:
+        self.recorder.record(self.axis, collective, what, self.size, call_bytes)
+
+
+class ProcessGroupManager:
+    """All groups of this rank. Build it on every rank of the world with the same config."""
+
+    def __init__(self, config: HybridParallelConfig, device: Device, recorder: Recorder | None = None) -> None:
+        if config.world_size != dist.get_world_size():
+            raise InputError(
+                f"the plan needs dp {config.dp} x pp {config.pp} x cp {config.cp} x tp {config.tp} = "
+                f"{config.world_size} ranks, but {dist.get_world_size()} were started"
+            )
+        self.config = config
+        self.device = device
+        self.recorder = recorder or Recorder()
+        self.rank = dist.get_rank()
+        self._by_members: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._axes = {
+            axis: self._create(axis, groups)
+            for axis, groups in _rank_groups(config).items()
+            if self.rank in groups  # a middle stage has no embedding group
+        }
+        self.mesh = self._device_mesh()
+
+    def axis(self, name: str) -> AxisGroup:
+        """The group of an axis or combination: dp, pp, cp, tp, ep, expert_dp, expert_tp, dp_cp, tp_cp, model,
+        dp_replicate, dp_shard, embedding (first and last stage only)."""
+        return self._axes[name]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(self._axes)
+
+    def get_tensor_parallel_group(self) -> dist.ProcessGroup:
+        return self.axis("tp").group
+
+    def get_tensor_parallel_rank(self) -> int:
+        return self.axis("tp").rank
+
+    def get_tensor_parallel_world_size(self) -> int:
+        return self.axis("tp").size
+
+    def get_pipeline_parallel_group(self) -> dist.ProcessGroup:
+        return self.axis("pp").group
+
+    def get_pipeline_parallel_rank(self) -> int:
+        return self.axis("pp").rank
+
+    def get_pipeline_parallel_world_size(self) -> int:
+        return self.axis("pp").size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self.axis("dp").group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.axis("dp").rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.axis("dp").size
+
+    def get_context_parallel_group(self) -> dist.ProcessGroup:
+        return self.axis("cp").group
+
+    def get_expert_parallel_group(self) -> dist.ProcessGroup:
+        return self.axis("ep").group
+
+    def split_axis(self, name: str, axis: str, size: int) -> AxisGroup:
+        """Runs of `size` neighbours on an axis as groups of their own (tp ranks that hold the same KV head). All
+        ranks of the axis must call this in the same order; the new axis is known as `name` in groups, and its
+        traffic is booked on `axis`."""
+        if name not in self._axes:
+            parent = self.axis(axis)
+            if parent.size % size:
+                raise InputError(f"{axis}={parent.size} ranks do not divide into runs of {size}")
+            mine = parent.rank // size * size
+            members = parent.ranks[mine : mine + size]
+            self._axes[name] = AxisGroup(axis, self._group(name, members), parent.rank - mine, members, self.recorder)
+        return self._axes[name]
+
+    def close(self) -> None:
+        """Destroy the groups made here. The world stays."""
+        for members, group in reversed(self._by_members.items()):
+            if len(members) != dist.get_world_size():
+                dist.destroy_process_group(group)
+        self._by_members.clear()
+        self._axes.clear()
+
+    def _create(self, axis: str, groups: RankGroups) -> AxisGroup:
+        row, column = (int(i) for i in np.argwhere(groups == self.rank)[0])
+        members = tuple(int(r) for r in groups[row])
+        return AxisGroup(axis, self._group(axis, members), column, members, self.recorder)
+
+    def _group(self, axis: str, members: tuple[int, ...]) -> dist.ProcessGroup:
+        if len(members) == dist.get_world_size() and dist.group.WORLD is not None:
+            self._by_members.setdefault(members, dist.group.WORLD)
+        if members not in self._by_members:
+            # only members take part: cost does not grow with the number of groups in the world
+            group = dist.new_group(list(members), use_local_synchronization=True, group_desc=f"{axis}:{members[0]}")
+            assert isinstance(group, dist.ProcessGroup)
+            self._by_members[members] = group
+        return self._by_members[members]
+
+    def _device_mesh(self) -> DeviceMesh:
+        grid = torch.from_numpy(_mesh_grid(self.config))
+        groups = [self.axis(dim).group for dim in MESH_DIMS]
+        return DeviceMesh.from_group(groups, self.device.type, mesh=grid, mesh_dim_names=MESH_DIMS)
+
+
+def initialize_model_parallel(
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    context_parallel_size: int = 1,
+    expert_model_parallel_size: int = 1,
+    expert_tensor_parallel_size: int = 1,
+    *,
+    device: Device | None = None,
+) -> ProcessGroupManager:
+    """The call that users of Megatron-LM and vLLM know; dp takes what is left of the world."""
+    model = tensor_model_parallel_size * pipeline_model_parallel_size * context_parallel_size
+    world = dist.get_world_size()
+    if model < 1 or world % model:
+        raise InputError(
+            f"tp {tensor_model_parallel_size} x pp {pipeline_model_parallel_size} x cp {context_parallel_size} = "
+            f"{model} does not divide the world of {world} ranks"
+        )
+    config = HybridParallelConfig(
+        dp=world // model,
+        tp=tensor_model_parallel_size,
+        pp=pipeline_model_parallel_size,
+        cp=context_parallel_size,
+        ep=expert_model_parallel_size,
+        expert_tp=expert_tensor_parallel_size,
+        global_batch=world // model,
+    )
+    return ProcessGroupManager(config, device or Device("cpu", "gloo"))
+
+
+def check_same_plan(digest: str, store: dist.Store) -> None:
+    """Fail on every rank, naming the ranks whose plan differs from rank 0's. Uses only the store, so that it works
+    before any group exists and cannot hang in a collective that the plans disagree about."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    generation = store.add(f"meshwright/plan/entered/{rank}", 1)
+    scope = dist.PrefixStore(f"meshwright/plan/{generation}", store)
+    if rank == 0:
+        scope.set("digest", digest)
+    scope.wait(["digest"])
+    if scope.get("digest").decode() != digest:
+        scope.append("differing", f"{rank} ")
+    if scope.add("checked", 1) == world:
+        scope.append("differing", "")
+        scope.set("done", "1")
+    scope.wait(["done"])
+    differing = sorted(int(r) for r in scope.get("differing").decode().split())
+    if differing:
+        names = ", ".join(str(r) for r in differing)
+        raise InputError(f"rank {names} was started with a plan that differs from rank 0's; give all ranks one plan")
+
+
+def _mesh_grid(config: HybridParallelConfig) -> RankGroups:
+    """Ranks as [dp_replicate, dp_shard, pp, cp, tp]: dp outermost, tp innermost."""
+    shard = _dp_shard(config)
+    return np.arange(config.world_size).reshape(config.dp // shard, shard, config.pp, config.cp, config.tp)
+
+
+def _dp_shard(config: HybridParallelConfig) -> int:
+    """dp ranks that share one copy of the sharded state (zero_shards counts dp x cp ranks)."""
+    shards = config.zero_shards or config.dp * config.cp
+    if shards % config.cp or config.dp % (shards // config.cp):
+        raise InputError(
+            f"zero_shards={shards} must be cp={config.cp} times a divisor of dp={config.dp}; "
+            f"try {config.dp * config.cp}"
+        )
+    return shards // config.cp
+
+
+def _rank_groups(config: HybridParallelConfig) -> dict[str, RankGroups]:
+    """Groups of every axis and combination as [groups, size]; the order here is the order of creation."""
+    grid = _mesh_grid(config)
+    dims = {name: i for i, name in enumerate(MESH_DIMS)}
+
+    def along(*names: str) -> RankGroups:
+        axes = [dims[n] for n in names]
+        size = int(np.prod([grid.shape[a] for a in axes]))
+        return np.moveaxis(grid, axes, range(-len(axes), 0)).reshape(-1, size)
+
+    groups = {
+        "tp": along("tp"),
+        "cp": along("cp"),
+        "pp": along("pp"),
+        "dp": along("dp_replicate", "dp_shard"),
+        "dp_shard": along("dp_shard"),
+        "dp_replicate": along("dp_replicate"),
+        "dp_cp": along("dp_replicate", "dp_shard", "cp"),
+        "tp_cp": along("cp", "tp"),
+        "model": along("pp", "tp"),
+    }
+    return groups | _expert_groups(config) | {"embedding": _embedding_groups(groups["pp"])}
+
+
+def _expert_groups(config: HybridParallelConfig) -> dict[str, RankGroups]:
+    """Within a stage, dp x cp x tp regrouped as expert_dp x ep x expert_tp."""
+    within = np.arange(config.world_size).reshape(config.dp, config.pp, config.cp * config.tp)
+    per_stage = within.transpose(1, 0, 2).reshape(config.pp, -1)
+    if config.expert_dp * config.ep * config.expert_tp != per_stage.shape[1]:
+        raise InputError(
+            f"ep={config.ep} x expert_tp={config.expert_tp} does not divide dp x cp x tp = {per_stage.shape[1]}"
+        )
+    grid = per_stage.reshape(config.pp, config.expert_dp, config.ep, config.expert_tp)
+    return {
+        "expert_tp": grid.reshape(-1, config.expert_tp),
+        "ep": grid.swapaxes(2, 3).reshape(-1, config.ep),
+        "expert_dp": np.moveaxis(grid, 1, 3).reshape(-1, config.expert_dp),
+    }
+
+
+def _embedding_groups(pipelines: RankGroups) -> RankGroups:
+    """First and last stage of each pipeline: the ranks that may hold two copies of tied embeddings."""
+    return pipelines if pipelines.shape[1] == 1 else pipelines[:, [0, -1]]
