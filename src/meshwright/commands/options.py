@@ -1,0 +1,96 @@
+"""Options that several commands share, as annotated types: written once, the same name and help everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from meshwright.layout.config import Precision, Recompute, Schedule
+
+LARGEST = 2**24  # of any size: far above every cluster, far below what overflows 64-bit products
+
+SPLIT, RUN, CLUSTER, WORKLOAD, SERVING, OUTPUT = (
+    "Sizes of the axes",
+    "How the step is run",
+    "Cluster",
+    "Workload",
+    "Serving",
+    "Output",
+)
+
+
+def _size(name: str, text: str, panel: str) -> typer.models.OptionInfo:
+    return typer.Option(name, help=text, min=1, max=LARGEST, rich_help_panel=panel, metavar="N", show_default=False)
+
+
+Model: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Catalogue name, path of a config.json or its folder, or hub id.")
+]
+ModelOrPlan: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODEL|PLAN", help="As for plan, or a plan file (.yaml) that plan or estimate wrote.")
+]
+
+# How many ways each axis splits the job.
+Dp: TypeAlias = Annotated[int | None, _size("--dp", "Data-parallel replicas.", SPLIT)]
+Tp: TypeAlias = Annotated[int | None, _size("--tp", "Tensor-parallel ranks.", SPLIT)]
+Pp: TypeAlias = Annotated[int | None, _size("--pp", "Pipeline stages.", SPLIT)]
+Cp: TypeAlias = Annotated[int | None, _size("--cp", "Context-parallel ranks.", SPLIT)]
+Ep: TypeAlias = Annotated[int | None, _size("--ep", "Expert-parallel ranks.", SPLIT)]
+ExpertTp: TypeAlias = Annotated[int | None, _size("--expert-tp", "Tensor-parallel ranks of experts.", SPLIT)]
+Vpp: TypeAlias = Annotated[int | None, _size("--vpp", "Virtual stages (chunks) per pipeline stage.", SPLIT)]
+
+# How a step is run.
+MicroBatch: TypeAlias = Annotated[int | None, _size("--micro-batch", "Sequences per microbatch.", RUN)]
+GlobalBatch: TypeAlias = Annotated[int | None, _size("--global-batch", "Sequences per step.", WORKLOAD)]
+Seq: TypeAlias = Annotated[int | None, _size("--seq", "Tokens per sequence.", WORKLOAD)]
+Recomputation: TypeAlias = Annotated[
+    Recompute | None,
+    typer.Option("--recompute", help="Activations computed again.", rich_help_panel=RUN, show_default=False),
+]
+RecomputeEvery: TypeAlias = Annotated[
+    int | None, _size("--recompute-every", "With full recompute: one layer of every N.", RUN)
+]
+Zero: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--zero", help="ZeRO stage, 0 to 3 (3 is FSDP).", min=0, max=3, rich_help_panel=RUN,
+                 show_default=False),
+]  # fmt: skip
+ZeroShards: TypeAlias = Annotated[
+    int | None, _size("--zero-shards", "Ranks that sharded state is spread over (HSDP); default all dp x cp.", RUN)
+]
+ScheduleName: TypeAlias = Annotated[
+    Schedule | None, typer.Option("--schedule", help="Pipeline schedule.", rich_help_panel=RUN, show_default=False)
+]
+SequenceParallel: TypeAlias = Annotated[
+    bool | None,
+    typer.Option("--sp/--no-sp", help="Megatron's sequence parallelism.", rich_help_panel=RUN, show_default=False),
+]
+PrecisionName: TypeAlias = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Format of the matrix products.", rich_help_panel=RUN, show_default="bf16"),
+]
+
+# The cluster.
+ClusterName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Catalogue name (see: meshwright clusters) or a TOML file.", rich_help_panel=CLUSTER,
+                 show_default=False),
+]  # fmt: skip
+Nodes: TypeAlias = Annotated[int | None, _size("--nodes", "Number of nodes.", CLUSTER)]
+Gpus: TypeAlias = Annotated[int | None, _size("--gpus", "Number of GPUs, in place of --nodes.", CLUSTER)]
+GpusPerNode: TypeAlias = Annotated[int | None, _size("--gpus-per-node", "GPUs of a node.", CLUSTER)]
+ReservedGib: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--reserved-gib", help="Memory kept for context, communicators, allocator.", min=0,
+                 rich_help_panel=CLUSTER, show_default="the cluster's own"),
+]  # fmt: skip
+
+# Output.
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT)
+]
+PlanOut: TypeAlias = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Write the plan to this file.", rich_help_panel=OUTPUT)
+]

@@ -1,0 +1,26 @@
+"""Where a command prints: tables to stdout, or exactly one JSON document there and everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console, RenderableType
+
+from meshwright.report.json_documents import dumps
+
+LOG_WIDTH = 160
+"""Columns where nobody's window limits them: a file or a pipe gets whole tables."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console as wide as the window, or LOG_WIDTH where there is none."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+
+
+def show(renderable: RenderableType, *, stderr: bool = False) -> None:
+    console(stderr).print(renderable)
+
+
+def show_json(document: object) -> None:
+    sys.stdout.write(dumps(document) + "\n")

@@ -1,0 +1,155 @@
+"""One estimate as a person reads it: the verdict, memory by kind and stage, where every second goes, the traffic.
+
+In: an `Estimate`. Out: rich renderables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from meshwright.cost.estimate import TIME_PARTS, Estimate, Memory, StepTime
+from meshwright.layout.config import HybridParallelConfig, Recompute
+from meshwright.ledger import MemoryKind, TrafficEntry
+from meshwright.report.numbers import gib, percent, seconds, size, whole
+from meshwright.report.plots import bars
+
+PART_NAMES: Mapping[str, str] = {
+    "forward": "forward pass",
+    "backward": "backward pass",
+    "recompute": "recomputed forward",
+    "tp": "tp: waiting for collectives",
+    "cp": "cp: waiting for collectives",
+    "ep": "ep: waiting for all-to-all",
+    "pp": "pp: waiting for send/receive",
+    "dp": "dp: waiting for collectives",
+    "bubble": "pipeline bubble",
+    "optimizer": "optimizer step",
+    "host": "host and launch overhead",
+}
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table in the one style of meshwright; the first `left` columns are text, the others numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="left" if number < left else "right", no_wrap=number >= left)
+    return made
+
+
+def config_line(config: HybridParallelConfig) -> str:
+    """The split in one line: axes that do something, then how the step is run."""
+    sizes = [("dp", config.dp), ("pp", config.pp), ("cp", config.cp), ("tp", config.tp)]
+    axes = " x ".join(f"{name} {value}" for name, value in sizes if value > 1) or "one device"
+    words = [f"micro batch {config.micro_batch}"]
+    if config.ep > 1 or config.expert_tp > 1:
+        words.insert(0, f"ep {config.ep}" + (f" x expert-tp {config.expert_tp}" if config.expert_tp > 1 else ""))
+    if config.pp > 1:
+        words.append(config.schedule.value + (f" (vpp {config.vpp})" if config.vpp > 1 else ""))
+    words.append(zero_word(config))
+    words.append(recompute_word(config))
+    if config.sequence_parallel:
+        words.append("sequence parallel")
+    words.append(config.precision.value)
+    return f"{axes}; {', '.join(words)}"
+
+
+def zero_word(config: HybridParallelConfig) -> str:
+    shards = f" over {config.zero_shards}" if config.zero and config.zero_shards else ""
+    return f"ZeRO-{config.zero}{shards}"
+
+
+def recompute_word(config: HybridParallelConfig) -> str:
+    if config.recompute is Recompute.NONE:
+        return "no recompute"
+    every = f" (1 layer in {config.recompute_every})" if config.recompute_every > 1 else ""
+    return f"{config.recompute.value} recompute{every}"
+
+
+def estimate_report(estimate: Estimate, heading: str) -> RenderableType:
+    """The whole report of one configuration."""
+    return Group(
+        Text(heading, style="bold"),
+        Text(config_line(estimate.config)),
+        verdict(estimate),
+        Text(),
+        memory_table(estimate.memory),
+        Text("Where every second of a step goes", style="bold"),
+        time_bars(estimate.time),
+        Text(),
+        efficiency_line(estimate),
+        traffic_table(estimate),
+    )
+
+
+def verdict(estimate: Estimate) -> Text:
+    """Does it fit, and how fast is it."""
+    memory, rates = estimate.memory, estimate.throughput
+    peak = memory.peak
+    spare = memory.capacity_bytes - peak.total_bytes
+    room = f"stage {peak.stage} needs {gib(peak.total_bytes)} of {gib(memory.capacity_bytes)} GiB"
+    fit = (
+        Text(f"Fits: {room}, {gib(spare)} GiB to spare.", style="green")
+        if memory.fits
+        else Text(f"Does not fit: {room}, {gib(-spare)} GiB too much.", style="bold red")
+    )
+    speed = (
+        f"\nStep {seconds(estimate.time.step_s)}; {whole(rates.tokens_per_s)} tokens/s, "
+        f"{whole(rates.tokens_per_s_per_gpu)} per GPU; {whole(rates.model_tflops_per_gpu)} model TFLOP/s per GPU; "
+        f"MFU {percent(rates.mfu)} ({percent(rates.mfu_causal)} with causal attention FLOPs), HFU {percent(rates.hfu)}."
+    )
+    return fit.append(speed, style="default not bold")
+
+
+def memory_table(memory: Memory) -> Table:
+    """GiB per rank by kind (rows) and stage (columns); stages with equal contents appear once."""
+    peak = memory.peak.stage
+    names = [f"stage {stage.stage}" + (" (peak)" if stage.stage == peak else "") for stage in memory.stages]
+    made = table("Memory of one rank, GiB", "kind", *names)
+    for kind in MemoryKind:
+        values = [stage.bytes_by_kind.get(kind, 0) for stage in memory.stages]
+        if any(values):
+            made.add_row(kind.value.replace("_", " "), *(gib(value) for value in values))
+    made.add_section()
+    made.add_row("total", *(gib(stage.total_bytes) for stage in memory.stages), style="bold")
+    made.add_row("usable", *(gib(memory.capacity_bytes) for _ in memory.stages))
+    return made
+
+
+def time_bars(time: StepTime) -> Text:
+    """A bar per part that takes time; the parts sum to the step."""
+    step = time.step_s
+    parts = [(PART_NAMES[name], time.parts_s.get(name, 0.0)) for name in TIME_PARTS]
+    shown = [(name, value, f"{seconds(value):>9}  {percent(value / step):>7}") for name, value in parts if value > 0]
+    hidden = ", ".join(f"{axis} {seconds(value)}" for axis, value in time.hidden_s.items() if value > 0)
+    below = f"\nhidden behind compute: {hidden}" if hidden else ""
+    return Text(bars(shown) + below)
+
+
+def efficiency_line(estimate: Estimate) -> Text:
+    """The factors whose product is the MFU."""
+    factors = " x ".join(f"{name} {value:.3f}" for name, value in estimate.efficiency.items())
+    return Text(f"MFU = {factors} = {estimate.throughput.mfu:.3f}")
+
+
+def traffic_table(estimate: Estimate, links: Mapping[str, str] | None = None) -> RenderableType:
+    """The ledger of the busiest stage: what one rank sends per step, by axis; `links` names the link of an axis."""
+    if not any(estimate.traffic.values()):
+        return Text("No traffic: one device.")
+    stage = max(estimate.traffic, key=lambda s: sum(entry.total_bytes for entry in estimate.traffic[s]))
+    columns = ("axis", "collective", "phase", "what", *(("link",) if links else ()))
+    made = table(f"What one rank of stage {stage} sends per step", *columns, "ranks", "calls", "per call", "total",
+                 left=len(columns))  # fmt: skip
+    for entry in estimate.traffic[stage]:
+        link = (links.get(entry.axis, "-"),) if links else ()
+        made.add_row(entry.axis, entry.collective.value, entry.phase.value, entry.what, *link, *_amounts(entry))
+    return made
+
+
+def _amounts(entry: TrafficEntry) -> tuple[str, str, str, str]:
+    per_call = size(entry.total_bytes / entry.calls) if entry.calls else "-"
+    return whole(entry.group_size), whole(entry.calls), per_call, size(entry.total_bytes)
