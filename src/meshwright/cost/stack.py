@@ -25,6 +25,8 @@ class Stack:
     fused_projections: bool = True  # q, k, v (and gate, up) run as one product
     elementwise_passes: float = 1.0  # memory traffic of norms, activations, residuals relative to fully fused kernels
     head_passes: float = 1.0  # memory traffic of the loss over the logits relative to a fused cross entropy
+    cast_passes: float = 1.0  # memory traffic of casts to low-bit formats relative to one cast-and-transpose kernel
+    permute_passes: float = 1.0  # memory traffic of expert permutation relative to one read and write each way
     gemm_scale: float = 1.0  # matrix products relative to the architecture's own surface
     # host
     layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
@@ -50,6 +52,7 @@ class Stack:
     fused_norm: bool = True  # a norm keeps only its input (else an fp32 copy and the normalised values too)
     logit_bytes: float = 10.0  # alive per logit at the loss: the bf16 logits, an fp32 copy, its exponentials
     logit_kept_bytes: float = 4.0  # per logit between the loss and its backward pass (GPipe holds many)
+    logit_carry_bytes: float = 0.0  # per logit of the previous microbatch, still referenced at the next one's loss
     router_copies: float = 2.0  # fp32 router tensors [tokens, experts] kept: logits and scores
     keeps_expert_output: bool = True  # expert outputs are kept to differentiate the routing weights
     half_gradients: float = 0.0  # bytes per parameter of gradients kept beside the accumulated ones
@@ -92,7 +95,3 @@ def stack_for(framework: str) -> Stack:
 def default_stack() -> Stack:
     """Megatron-core as of the newest release in the data file: what a plan assumes unless told otherwise."""
     return stacks()["megatron-core"]
-
-
-DEFAULT = Stack()
-"""Placeholder identity for signatures (`stack=DEFAULT`): evaluate and estimate read it as `default_stack()`."""

@@ -3,6 +3,11 @@
 Under every schedule here an earlier stage holds at least as many live microbatches as a later one, so of several
 stages with equal contents only the first can be the memory peak, and all have equal compute. A candidate is
 therefore described by a few roles (S of them, padded with weight 0), each standing for `weight` real stages.
+
+Where a schedule folds the pipeline into a V, the first stage also holds the last chunk: embedding and head live on it.
+
+Roles depend only on (pp, vpp, V-shaped or not, layer split): `stage_keys` finds the distinct ones, `role_table` works
+each out once, and `stages` gathers.
 """
 
 from __future__ import annotations
@@ -11,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import BoolArray, Candidates, IntArray
+from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray
 from meshwright.models.spec import ModelSpec
+from meshwright.schedules.placement import V_SHAPED, chunk_owner
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Stages:
     """Arrays [n, S]; `layers` is [n, S, K] with K the model's layer kinds. Where vpp > 1 a stage sums its chunks.
 
     `index` is the (first) pp coordinate of the role; `weight` how many real stages it stands for, 0 for padding.
+    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`.
     """
 
     index: IntArray
@@ -27,6 +34,21 @@ class Stages:
     layers: IntArray
     first: BoolArray
     last: BoolArray
+
+    def take(self, rows: IntArray) -> Stages:
+        """The roles of the chosen rows."""
+        return Stages(self.index[rows], self.weight[rows], self.layers[rows], self.first[rows], self.last[rows])
+
+
+@dataclass(frozen=True)
+class StageKeys:
+    """Distinct pipeline shapes among candidates: arrays over keys, and `inverse` [n] from candidate to key."""
+
+    pp: IntArray
+    vpp: IntArray
+    v_shaped: BoolArray
+    splits: tuple[tuple[int, ...] | None, ...]
+    inverse: IntArray
 
 
 def even_split(layers: int, chunks: int) -> tuple[int, ...]:
@@ -40,16 +62,70 @@ def even_split(layers: int, chunks: int) -> tuple[int, ...]:
     return tuple(split)
 
 
-def chunk_owner(chunk: int, pp: int, vpp: int, v_shaped: bool) -> int:
-    """The stage that holds a chunk (chunks in model order): round robin, or V-shaped for ZBV and DualPipeV."""
-    turn, position = divmod(chunk, pp)
-    return pp - 1 - position if v_shaped and turn % 2 else position
+def is_v_shaped(candidates: Candidates) -> BoolArray:
+    """Rows whose schedule folds the pipeline back on itself."""
+    return np.array([s in V_SHAPED for s in SCHEDULES])[candidates.schedule]
+
+
+def stage_keys(candidates: Candidates) -> StageKeys:
+    """Distinct (pp, vpp, V-shaped, layer split) among the candidates."""
+    split_of: dict[tuple[int, ...] | None, int] = {None: 0}
+    splits = np.zeros(len(candidates), dtype=np.int64)
+    if candidates.splits is not None:
+        splits = np.array([split_of.setdefault(s, len(split_of)) for s in candidates.splits], dtype=np.int64)
+    columns = (candidates.pp, candidates.vpp, is_v_shaped(candidates).astype(np.int64), splits)
+    sizes = [int(c.max(initial=0)) + 1 for c in columns]
+    packed = np.ravel_multi_index(columns, sizes)
+    present = np.bincount(packed, minlength=1) > 0
+    keys = np.flatnonzero(present)
+    pp, vpp, v_shaped, split = np.unravel_index(keys, sizes)
+    inverse = (np.cumsum(present) - 1)[packed]
+    known = list(split_of)
+    return StageKeys(pp, vpp, v_shaped.astype(np.bool_), tuple(known[i] for i in split), inverse)
+
+
+def chunk_layers(model: ModelSpec, pp: int, vpp: int, split: tuple[int, ...] | None) -> IntArray:
+    """Layers of each kind in each chunk, in model order [chunks, K]."""
+    sizes = split or even_split(model.num_layers, pp * vpp)
+    if len(sizes) != pp * vpp or sum(sizes) != model.num_layers:
+        raise ValueError(f"layer split {sizes} does not place {model.num_layers} layers in {pp * vpp} chunks")
+    one_hot = np.eye(len(model.kinds), dtype=np.int64)[np.array(model.pattern, dtype=np.int64)]
+    prefix = np.vstack([np.zeros((1, one_hot.shape[1]), dtype=np.int64), np.cumsum(one_hot, axis=0)])
+    return np.diff(prefix[np.concatenate([[0], np.cumsum(sizes)])], axis=0)
+
+
+def stage_layers(
+    model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None = None
+) -> tuple[IntArray, IntArray]:
+    """Layers of each kind on every stage [pp, K], and the stage of every chunk [pp * vpp]."""
+    owner = np.array([chunk_owner(c, pp, vpp, v_shaped) for c in range(pp * vpp)], dtype=np.int64)
+    layers = np.zeros((pp, len(model.kinds)), dtype=np.int64)
+    np.add.at(layers, owner, chunk_layers(model, pp, vpp, split))
+    return layers, owner
+
+
+def _roles(model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None) -> IntArray:
+    """Distinct stages as rows (index, weight, first, last, layers of each kind), in order of index."""
+    layers, owner = stage_layers(model, pp, vpp, v_shaped, split)
+    stage = np.arange(pp)
+    contents = np.column_stack([stage == 0, stage == owner[-1], layers]).astype(np.int64)
+    distinct, index, weight = np.unique(contents, axis=0, return_index=True, return_counts=True)
+    roles = np.column_stack([index, weight, distinct])
+    return roles[np.argsort(index)]
+
+
+def role_table(model: ModelSpec, keys: StageKeys) -> Stages:
+    """The roles of every distinct pipeline shape, padded to the longest."""
+    shapes = zip(keys.pp.tolist(), keys.vpp.tolist(), keys.v_shaped.tolist(), keys.splits, strict=True)
+    roles = [_roles(model, pp, vpp, v, split) for pp, vpp, v, split in shapes]
+    width = max(len(r) for r in roles)
+    table = np.stack([np.vstack([r, np.repeat(r[-1:], width - len(r), axis=0)]) for r in roles])
+    padding = np.arange(width)[None, :] >= np.array([len(r) for r in roles])[:, None]
+    weight = np.where(padding, 0, table[:, :, 1])
+    return Stages(table[:, :, 0], weight, table[:, :, 4:], table[:, :, 2] > 0, table[:, :, 3] > 0)
 
 
 def stages(model: ModelSpec, candidates: Candidates) -> Stages:
     """The stage roles of every candidate (see the module)."""
-    raise NotImplementedError  # cost helper
-
-
-__all__ = ["Stages", "chunk_owner", "even_split", "stages"]
-_ = np
+    keys = stage_keys(candidates)
+    return role_table(model, keys).take(keys.inverse)
