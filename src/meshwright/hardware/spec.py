@@ -1,16 +1,23 @@
 """Accelerators, links and clusters as data. All units SI: bytes, bytes/s, FLOP/s, seconds, one direction.
 
-Values come from `data/*.toml`, where each carries its source; users write clusters in the same form.
+Values come from `data/*.toml`, where each carries its source; users write clusters in the same form. These
+dataclasses are the schema of those files: a field added here (with a default) may be given there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from meshwright.errors import InputError
+
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device. `peak_flops` maps precision name ('bf16', 'fp8', ...) to dense peak FLOP/s."""
+    """One device. `peak_flops` maps precision name ('bf16', 'fp8', ...) to dense peak FLOP/s.
+
+    `memory_bytes` is what a process can address; `reserved_bytes` what its context and communicator buffers take of
+    that before the job has allocated anything (a cluster may override it).
+    """
 
     name: str
     memory_bytes: int
@@ -19,7 +26,16 @@ class Accelerator:
     sm_count: int
     architecture: str  # 'volta', 'ampere', 'hopper', 'blackwell', 'cdna3', 'cpu', ...
     power_w: float | None = None
+    reserved_bytes: int = 0
     sources: dict[str, str] = field(default_factory=dict[str, str])
+
+    def peak(self, precision: str) -> float:
+        """Dense peak FLOP/s in a precision; an InputError where the device has no units for it."""
+        try:
+            return self.peak_flops[precision]
+        except KeyError:
+            valid = ", ".join(self.peak_flops)
+            raise InputError(f"{self.name} has no {precision} matrix units; it computes in {valid}") from None
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Cluster:
     """`nodes` x `gpus_per_node` devices. The fast link reaches `domain` devices (8 in an HGX node, 72 in NVL72);
     beyond it traffic takes `inter`, divided by `oversubscription` above the first switch level.
 
+    `inter.bandwidth` is already per device: the loader has multiplied the adapter's by `nics_per_gpu`.
     `reserved_bytes` is what context, NCCL buffers and allocator slack take from a device: stated, overridable.
     """
 
