@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ def stacks() -> dict[str, Stack]:
     known = {f.name for f in fields(Stack)}
     resolved: dict[str, dict[str, Any]] = {}
     for name, table in raw.items():
-        base = resolved[table["base"]] if "base" in table else {}
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
+        inherited = resolved[table["base"]] if "base" in table else {}
+        own = {key: value for key, value in table.items() if key != "base"}
         if unknown := set(own) - known:
             raise ValueError(f"stacks.toml: unknown trait {sorted(unknown)} in {name}")
-        sources = {**base.get("sources", {}), **own.get("sources", {})}
-        resolved[name] = {**base, "frameworks": (), **own, "name": name, "sources": sources}
+        words = cast(list[str], own.get("frameworks", []))
+        notes = cast(dict[str, str], inherited.get("sources", {})) | cast(dict[str, str], own.get("sources", {}))
+        resolved[name] = inherited | own | {"frameworks": tuple(words), "name": name, "sources": notes}
     return {name: Stack(**traits) for name, traits in resolved.items()}
 
 
