@@ -1,0 +1,91 @@
+"""From a family's recipe to a ModelSpec: shared outer tensors, distinct layer kinds and the pattern of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from meshwright.models.blocks import Block, norm, prefixed
+from meshwright.models.fields import Fields
+from meshwright.models.spec import LayerKind, Matmul, ModelSpec, Part, TensorSpec
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def layer_kinds(keys: Sequence[Key], make: Callable[[Key], Block]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
+    """Distinct kinds in order of appearance and the pattern: `keys[i]` is what decides the shape of layer i."""
+    order: dict[Key, int] = {}
+    for key in keys:
+        order.setdefault(key, len(order))
+    kinds = tuple(make(key).kind("+".join(str(p) for p in key) if isinstance(key, tuple) else str(key)) for key in order)
+    return kinds, tuple(order[key] for key in keys)
+
+
+def embedding(name: str, rows: int, width: int, *, split: bool = True) -> TensorSpec:
+    """A table of `rows` vectors, split by rows over tp (vocabulary) or replicated (positions)."""
+    units, dim = (rows, 0) if split else (None, None)
+    return TensorSpec(name, (rows, width), Part.EMBEDDING, units, split_dim=dim)
+
+
+def head(vocab: int, hidden: int, *, bias: bool = False, name: str = "lm_head") -> tuple[TensorSpec, ...]:
+    """An untied LM head."""
+    tensors = [TensorSpec(f"{name}.weight", (vocab, hidden), Part.HEAD, vocab, split_dim=0)]
+    if bias:
+        tensors.append(TensorSpec(f"{name}.bias", (vocab,), Part.HEAD, vocab, split_dim=0))
+    return tuple(tensors)
+
+
+def decoder(
+    fields: Fields,
+    kinds: tuple[tuple[LayerKind, ...], tuple[int, ...]],
+    *,
+    hidden: int,
+    vocab: int,
+    tied: bool,
+    embeddings: tuple[TensorSpec, ...] | None = None,
+    final: tuple[TensorSpec, ...] | None = None,
+    head_tensors: tuple[TensorSpec, ...] | None = None,
+    activation: str = "silu",
+    dropout: float = 0.0,
+) -> ModelSpec:
+    """A ModelSpec with Llama's outer tensors unless others are given."""
+    if not 0.0 <= dropout < 1.0:
+        raise fields.error(f"dropout must be from 0 to below 1, got {dropout}")
+    return ModelSpec(
+        name=fields.label,
+        model_type=fields.text("model_type"),
+        hidden=hidden,
+        vocab=vocab,
+        kinds=kinds[0],
+        pattern=kinds[1],
+        embedding_tensors=embeddings or (embedding("model.embed_tokens.weight", vocab, hidden),),
+        final_tensors=norm("model.norm", hidden).tensors if final is None else final,
+        head_tensors=() if tied else (head_tensors or head(vocab, hidden)),
+        tied_embeddings=tied,
+        activation=activation,
+        dropout=dropout,
+        max_positions=fields.positions(),
+    )
+
+
+def with_mtp(spec: ModelSpec, depth: int, layer: LayerKind | None = None) -> ModelSpec:
+    """Add `depth` multi-token-prediction modules (DeepSeek-V3, arXiv 2412.19437, eq. 21-23): each a projection of two
+    normed hidden states to one, a decoder layer of the given (last) kind and a norm; embedding and head are shared."""
+    if depth == 0:
+        return spec
+    h, kind = spec.hidden, layer or spec.kinds[spec.pattern[-1]]
+    extras = (
+        TensorSpec("enorm.weight", (h,), Part.MTP),
+        TensorSpec("hnorm.weight", (h,), Part.MTP),
+        TensorSpec("eh_proj.weight", (h, 2 * h), Part.MTP),
+        *kind.tensors,
+        TensorSpec("norm.weight", (h,), Part.MTP),
+    )
+    tensors = tuple(t for i in range(depth) for t in prefixed(f"mtp.{i}.", extras))
+    return replace(spec, mtp_tensors=tensors, mtp_layers=depth)
+
+
+def mtp_projection(hidden: int) -> Matmul:
+    """The product that joins the two inputs of a multi-token-prediction module."""
+    return Matmul("eh_proj", 2 * hidden, hidden, "none", Part.MTP)

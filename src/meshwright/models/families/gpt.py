@@ -1,0 +1,243 @@
+"""The GPT line: LayerNorm with bias, plain MLP, biases everywhere.
+
+GPT-2 (and GPT-3, which has its form: Brown et al. 2020, table 2.1), OPT, BLOOM, GPT-NeoX, GPT-J, Falcon, MPT.
+"""
+
+from __future__ import annotations
+
+from meshwright.models.assemble import decoder, embedding, head, layer_kinds
+from meshwright.models.blocks import Block, Heads, fused_qkv, gqa, linear, norm, plain_mlp
+from meshwright.models.families.common import base, heads
+from meshwright.models.fields import Fields
+from meshwright.models.spec import ModelSpec, Part, TensorSpec
+
+
+def layer_norms(hidden: int, *names: str, bias: bool = True) -> Block:
+    block = Block()
+    for name in names:
+        block += norm(name, hidden, bias)
+    return block
+
+
+def gpt2(fields: Fields) -> ModelSpec:
+    """Fused q, k, v as a Conv1D (weights stored [in, out]); learned positions; head tied to the embedding."""
+    b = base(fields, tied=True)
+    h = b.hidden
+    count = fields.size("n_head", "num_attention_heads")
+    if h % count:
+        raise fields.error(f"n_embd {h} is not a multiple of n_head {count}")
+    sizes = Heads(count, count, h // count)
+    width = fields.size("n_inner", "intermediate_size", default=4 * h)
+    layer = fused_qkv("attn.c_attn", h, sizes, bias=True, transposed=True)
+    layer += linear("attn.c_proj", h, h, "row", Part.ATTENTION, count, bias=True, transposed=True)
+    layer += plain_mlp(h, width, ("mlp.c_fc", "mlp.c_proj"), transposed=True) + layer_norms(h, "ln_1", "ln_2")
+    positions = fields.size("n_positions", "n_ctx", "max_position_embeddings", default=1024)
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(
+            embedding("transformer.wte.weight", b.vocab, h),
+            embedding("transformer.wpe.weight", positions, h, split=False),
+        ),
+        final=norm("transformer.ln_f", h, True).tensors,
+        activation=fields.text("activation_function", default="gelu_new"),
+        dropout=fields.number("resid_pdrop", default=0.1),
+    )
+
+
+def opt(fields: Fields) -> ModelSpec:
+    """Learned positions (2 more rows than positions: transformers' offset). OPT-350m projects its embedding and norms
+    after the blocks."""
+    b = base(fields, tied=True)
+    h, bias = b.hidden, fields.flag("enable_bias", default=True)
+    count = fields.size("num_attention_heads")
+    if h % count:
+        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
+    affine = fields.flag("layer_norm_elementwise_affine", default=True)
+    layer = gqa(h, Heads(count, count, h // count), output="out_proj", qkv_bias=bias, output_bias=bias)
+    layer += plain_mlp(h, fields.size("ffn_dim"), ("fc1", "fc2"), bias=bias)
+    if affine:
+        layer += layer_norms(h, "self_attn_layer_norm", "final_layer_norm")
+    inner = fields.size("word_embed_proj_dim", default=h)
+    positions = fields.size("max_position_embeddings", default=2048)
+    prefix = "model.decoder."
+    embeddings = [
+        embedding(f"{prefix}embed_tokens.weight", b.vocab, inner),
+        embedding(f"{prefix}embed_positions.weight", positions + 2, h, split=False),
+    ]
+    final: list[TensorSpec] = []
+    if inner != h:
+        embeddings.append(TensorSpec(f"{prefix}project_in.weight", (h, inner), Part.EMBEDDING))
+        final.append(TensorSpec(f"{prefix}project_out.weight", (inner, h), Part.HEAD))
+    elif fields.flag("do_layer_norm_before", default=True) and not fields.flag("_remove_final_layer_norm"):
+        final.extend(norm(f"{prefix}final_layer_norm", h, affine).tensors if affine else ())
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=tuple(embeddings),
+        final=tuple(final),
+        head_tensors=head(b.vocab, inner),
+        activation=fields.text("activation_function", default="relu"),
+        dropout=fields.number("dropout", default=0.1),
+    )
+
+
+def bloom(fields: Fields) -> ModelSpec:
+    """ALiBi positions (none learned), a norm on the embedding, fused q, k, v per head."""
+    b = base(fields, tied=True)
+    h = b.hidden
+    count = fields.size("n_head", "num_attention_heads")
+    if h % count:
+        raise fields.error(f"hidden_size {h} is not a multiple of n_head {count}")
+    layer = layer_norms(h, "input_layernorm", "post_attention_layernorm")
+    layer += fused_qkv("self_attention.query_key_value", h, Heads(count, count, h // count), bias=True)
+    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, count, bias=True)
+    layer += plain_mlp(h, 4 * h, ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"))
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(
+            embedding("transformer.word_embeddings.weight", b.vocab, h),
+            *norm("transformer.word_embeddings_layernorm", h, True).tensors,
+        ),
+        final=norm("transformer.ln_f", h, True).tensors,
+        activation="gelu",
+        dropout=fields.number("hidden_dropout"),
+    )
+
+
+def gpt_neox(fields: Fields) -> ModelSpec:
+    """Rotary positions, parallel residual, fused q, k, v per head, untied head."""
+    b = base(fields)
+    h, bias = b.hidden, fields.flag("attention_bias", default=True)
+    count = fields.size("num_attention_heads")
+    if h % count:
+        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
+    layer = layer_norms(h, "input_layernorm", "post_attention_layernorm")
+    layer += fused_qkv("attention.query_key_value", h, Heads(count, count, h // count), bias=bias)
+    layer += linear("attention.dense", h, h, "row", Part.ATTENTION, count, bias=bias)
+    layer += plain_mlp(h, fields.size("intermediate_size"), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"))
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(embedding("gpt_neox.embed_in.weight", b.vocab, h),),
+        final=norm("gpt_neox.final_layer_norm", h, True).tensors,
+        head_tensors=head(b.vocab, h, name="embed_out"),
+        activation=fields.text("hidden_act", default="gelu"),
+        dropout=fields.number("hidden_dropout"),
+    )
+
+
+def gptj(fields: Fields) -> ModelSpec:
+    """One norm feeds attention and MLP in parallel; no attention bias; the head has a bias."""
+    b = base(fields)
+    h = b.hidden
+    count = fields.size("n_head", "num_attention_heads")
+    if h % count:
+        raise fields.error(f"n_embd {h} is not a multiple of n_head {count}")
+    layer = layer_norms(h, "ln_1")
+    layer += gqa(h, Heads(count, count, h // count), prefix="attn.", output="out_proj")
+    layer += plain_mlp(h, fields.size("n_inner", default=4 * h), ("mlp.fc_in", "mlp.fc_out"))
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(embedding("transformer.wte.weight", b.vocab, h),),
+        final=norm("transformer.ln_f", h, True).tensors,
+        head_tensors=head(b.vocab, h, bias=True),
+        activation=fields.text("activation_function", default="gelu_new"),
+        dropout=fields.number("resid_pdrop"),
+    )
+
+
+def falcon(fields: Fields) -> ModelSpec:
+    """Falcon 7B (one KV head), 40B and 180B (`new_decoder_architecture`: grouped KV heads and two norms)."""
+    b = base(fields, tied=True)
+    h, bias, new = b.hidden, fields.flag("bias"), fields.flag("new_decoder_architecture")
+    count = fields.size("num_attention_heads", "n_head")
+    if h % count:
+        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
+    if new:
+        kv = fields.size("num_kv_heads", default=count)
+    else:
+        kv = 1 if fields.flag("multi_query", default=True) else count
+    parallel = fields.flag("parallel_attn", default=True)
+    norms = fields.size("num_ln_in_parallel_attn", default=2 if new else 1)
+    names = ("ln_attn", "ln_mlp") if new and norms == 2 else ("input_layernorm",)
+    layer = layer_norms(h, *names)
+    if not parallel:
+        layer += layer_norms(h, "post_attention_layernorm")
+    layer += fused_qkv("self_attention.query_key_value", h, Heads(count, kv, h // count), bias=bias)
+    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, count, bias=bias)
+    width = fields.size("ffn_hidden_size", default=4 * h)
+    layer += plain_mlp(h, width, ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), bias=bias)
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(embedding("transformer.word_embeddings.weight", b.vocab, h),),
+        final=norm("transformer.ln_f", h, True).tensors,
+        activation=fields.text("activation", default="gelu"),
+        dropout=fields.number("hidden_dropout"),
+    )
+
+
+def mpt(fields: Fields) -> ModelSpec:
+    """MPT: no biases, ALiBi, fused q, k, v, tied head."""
+    b = base(fields, tied=True)
+    h = b.hidden
+    count = fields.size("n_heads")
+    if h % count:
+        raise fields.error(f"d_model {h} is not a multiple of n_heads {count}")
+    width = fields.size("expansion_ratio", default=4) * h
+    layer = layer_norms(h, "norm_1", "norm_2", bias=False)
+    layer += fused_qkv("attn.Wqkv", h, Heads(count, count, h // count))
+    layer += linear("attn.out_proj", h, h, "row", Part.ATTENTION, count)
+    layer += plain_mlp(h, width, ("ffn.up_proj", "ffn.down_proj"), bias=False)
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        embeddings=(embedding("transformer.wte.weight", b.vocab, h),),
+        final=norm("transformer.norm_f", h).tensors,
+        activation="gelu",
+        dropout=fields.number("resid_pdrop"),
+    )
+
+
+def nemotron(fields: Fields) -> ModelSpec:
+    """Nemotron-4: squared ReLU, plain MLP, LayerNorm with bias, grouped KV heads, untied."""
+    b = base(fields)
+    h, bias = b.hidden, fields.flag("attention_bias")
+    sizes = heads(fields, h)
+    layer = gqa(h, sizes, qkv_bias=bias, output_bias=bias)
+    names = ("mlp.up_proj", "mlp.down_proj")
+    layer += plain_mlp(h, fields.size("intermediate_size"), names, bias=fields.flag("mlp_bias"))
+    layer += layer_norms(h, "input_layernorm", "post_attention_layernorm")
+    return decoder(
+        fields,
+        layer_kinds(["dense"] * b.layers, lambda _: layer),
+        hidden=h,
+        vocab=b.vocab,
+        tied=b.tied,
+        final=norm("model.norm", h, True).tensors,
+        activation=fields.text("hidden_act", default="relu2"),
+    )

@@ -1,0 +1,84 @@
+"""ModelSpec from a Hugging Face config: a dict, the path of a config.json, or the folder that holds it.
+
+A wrapper's `text_config` is taken; an unknown model_type is an InputError that names the nearest families; quantised
+checkpoints get the stored size of every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import cast
+
+from meshwright.errors import InputError, suggestion
+from meshwright.models.families.registry import FAMILIES
+from meshwright.models.fields import Fields, shown
+from meshwright.models.spec import ModelSpec
+
+LARGEST_FILE_BYTES = 16 * 2**20
+"""Configs are a few KB; a bigger file is not one."""
+
+
+def spec_from_config(config: str | PathLike[str] | dict[str, object], name: str | None = None) -> ModelSpec:
+    """The model that a config describes. `name` labels it (default: the folder, file or model type)."""
+    if isinstance(config, str | PathLike):
+        path = Path(config)
+        return _from_values(read_config(path), name or _label(path), str(path))
+    return _from_values(config, name, "config")
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The JSON object in a config.json or in the folder that holds one."""
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(f"{path}: no such config.json")
+        size = file.stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            raise InputError(f"{file}: {size} bytes is too large for a config.json")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{shown(str(path))}: cannot be read ({type(error).__name__})") from error
+    try:
+        values: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise InputError(f"{file}: not a JSON file ({reason})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: a config must be a JSON object, got {shown(values)}")
+    return cast("dict[str, object]", values)
+
+
+def text_config(fields: Fields) -> Fields:
+    """The language model's own config: the wrapper's `text_config` with what the wrapper states for both."""
+    inner = next((s for k in ("text_config", "llm_config") if (s := fields.section(k)) is not None), None)
+    if inner is None:
+        return fields
+    shared = ("tie_word_embeddings", "quantization_config", "dtype", "torch_dtype")
+    outer = {k: fields.values[k] for k in shared if k in fields.values}
+    values = {**outer, **inner.values}
+    values.setdefault("model_type", fields.values.get("model_type"))
+    return Fields(values, fields.label)
+
+
+def _label(path: Path) -> str:
+    named = path if path.name != "config.json" else path.resolve().parent
+    return named.stem if named.suffix == ".json" else named.name
+
+
+def _from_values(values: object, name: str | None, label: str) -> ModelSpec:
+    if not isinstance(values, dict):
+        raise InputError(f"{label}: a config must be a JSON object, got {shown(values)}")
+    fields = text_config(Fields(cast("dict[str, object]", values), label))
+    family = fields.text("model_type")
+    if not family:
+        raise fields.error("model_type is missing: a Hugging Face config.json names its family there")
+    recipe = FAMILIES.get(family)
+    if recipe is None:
+        near = suggestion(family, FAMILIES) or f" (known: {', '.join(sorted(FAMILIES))})"
+        raise fields.error(f"unknown model_type {shown(family)}{near}")
+    return replace(recipe(fields), name=name or family, source=label)
