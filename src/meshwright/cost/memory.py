@@ -37,8 +37,8 @@ MASTER_BYTES = 4.0
 
 @dataclass(frozen=True)
 class MemoryArrays:
-    """Bytes [n, S] by kind and in total; the fullest stage of each candidate [n]. RESERVED is part of the total: compare
-    it with the device's whole memory, `allocated` with what an allocator reports."""
+    """Bytes [n, S] by kind and in total; the fullest stage of each candidate [n]. RESERVED is part of the total:
+    compare it with the device's whole memory, `allocated` with what an allocator reports."""
 
     by_kind: dict[MemoryKind, FloatArray]
     total: FloatArray
@@ -78,7 +78,7 @@ def state_bytes(workload: Workload, candidates: Candidates, stack: Stack) -> Sta
     def of(shards: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         part = 1.0 / shards
         parameters = np.where(zero == 3, weight_3 * part, weight)
-        gradients = workload.gradient_bytes * np.where(zero >= 2, part, 1.0) + half * (zero < 3)
+        gradients = workload.gradient_bytes * np.where(zero >= 2, part, 1.0) + np.where(zero < 3, half, 0.0)
         optimizer = np.where(zero == 3, state_3, state) * np.where(zero >= 1, part, 1.0)
         return parameters, gradients, optimizer
 
@@ -208,6 +208,6 @@ def memory_lower_bound(
     ends = end_memory(model, workload, keys.candidates, stack)
     dense, expert = stage_parameters(stages, layers, ends, keys.inverse)
     state = state_bytes(workload, candidates, stack)
-    parts = (state.parameters, state.gradients, state.optimizer)
-    total = dense * sum(p[0] for p in parts)[:, None] + expert * sum(p[1] for p in parts)[:, None]
-    return total.max(axis=1)
+    per_dense = state.parameters[0] + state.gradients[0] + state.optimizer[0]
+    per_expert = state.parameters[1] + state.gradients[1] + state.optimizer[1]
+    return np.max(dense * per_dense[:, None] + expert * per_expert[:, None], axis=1)

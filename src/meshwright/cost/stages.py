@@ -78,10 +78,11 @@ def stage_keys(candidates: Candidates) -> StageKeys:
     packed = np.ravel_multi_index(columns, sizes)
     present = np.bincount(packed, minlength=1) > 0
     keys = np.flatnonzero(present)
-    pp, vpp, v_shaped, split = np.unravel_index(keys, sizes)
+    pp, vpp, v_shaped, split = (np.asarray(c, dtype=np.int64) for c in np.unravel_index(keys, sizes))
     inverse = (np.cumsum(present) - 1)[packed]
     known = list(split_of)
-    return StageKeys(pp, vpp, v_shaped.astype(np.bool_), tuple(known[i] for i in split), inverse)
+    splits_of_keys = tuple(known[int(i)] for i in split.tolist())
+    return StageKeys(pp, vpp, v_shaped.astype(np.bool_), splits_of_keys, inverse)
 
 
 def chunk_layers(model: ModelSpec, pp: int, vpp: int, split: tuple[int, ...] | None) -> IntArray:
