@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshwright.cost.collectives import Network, call_seconds, members_per_domain
+from meshwright.cost.collectives import Network, call_seconds
 from meshwright.hardware.spec import Accelerator, Cluster, Link
 from meshwright.ledger import Collective
 
@@ -29,11 +29,6 @@ def seconds(kind: Collective, cluster: Cluster, size: int, stride: int, nbytes: 
 
 def test_a_group_of_one_costs_nothing() -> None:
     assert all(seconds(kind, CLUSTER, 1, 1, 1e9) == 0.0 for kind in Collective)
-
-
-def test_members_of_a_group_share_a_domain_as_their_stride_allows() -> None:
-    got = members_per_domain(CLUSTER, np.array([8, 8, 16, 4, 2]), np.array([1, 4, 1, 8, 16]))
-    assert got.tolist() == [8, 2, 8, 1, 1]
 
 
 def test_a_large_all_reduce_in_a_node_reaches_the_ring_bound() -> None:

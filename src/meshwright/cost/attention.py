@@ -16,6 +16,7 @@ from meshwright.cost.device import Device
 from meshwright.cost.gemm import Gemm
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Accelerator
+from meshwright.models.flops import linear_mixer_flops_per_token, mean_keys
 from meshwright.models.spec import Attention, LinearMixer
 
 FLASH_BACKWARD_FLOPS = 2.5
@@ -36,15 +37,6 @@ class AttentionTimes:
     backward: FloatArray
 
 
-def causal_pairs(attention: Attention, seq: int) -> float:
-    """Query-key pairs of one sequence that are computed: s(s+1)/2, fewer under a window or a sparse selection."""
-    keys = float(seq)
-    for limit in (attention.window, attention.top_k_keys):
-        if limit is not None:
-            keys = min(keys, float(limit))
-    return keys * (keys + 1) / 2 + (seq - keys) * keys
-
-
 def attention_times(
     attention: Attention,
     kernel: str,
@@ -56,13 +48,13 @@ def attention_times(
 ) -> AttentionTimes:
     """Attention core: scores, softmax, weighted sum. Context parallelism with causal balance gives every rank an equal
     share of the pairs (Megatron's zigzag; Brandon et al. 2023, striped attention)."""
-    heads = np.ceil(attention.heads / keys.tp) * keys.micro_batch
+    heads = np.ceil(attention.heads / keys.tp) * keys.micro_batch.astype(np.float64)
     seq = workload.seq
     widths = attention.qk_dim + attention.v_dim
     peak = gemm.flops / max(device.gemm, 1e-9)
     if kernel == "none":
         return _unfused(attention, workload, heads, keys, device, gemm)
-    pairs = heads * causal_pairs(attention, seq) / keys.cp
+    pairs = heads * (seq * float(mean_keys(attention, seq)) / keys.cp)
     # short sequences leave a kernel's pipeline half empty: a block of queries sees only a few blocks of keys
     share = device.attention[kernel] * seq / (seq + device.attention_half_seq)
     head_share = min(1.0, attention.v_dim / 128.0) ** device.attention_head_power
@@ -99,12 +91,10 @@ def _unfused(
 def linear_mixer_times(
     mixer: LinearMixer, tokens: FloatArray, tp: FloatArray, device: Device, gemm: Gemm, bandwidth: float
 ) -> AttentionTimes:
-    """Chunked scan (Dao and Gu 2024, section 6; Yang et al. 2024): inside a chunk a causal product of c x c, between
-    chunks the state is updated and read; plus the short convolution, which moves its channels twice."""
+    """Chunked scan: its FLOPs at the share of peak such kernels reach, and the traffic of the short convolution, the
+    gate and the output, which are kernels of their own."""
     heads = np.ceil(mixer.heads / tp)
-    inside = mixer.chunk * (mixer.key_dim + mixer.value_dim)
-    states = 2.0 * 2.0 * mixer.key_dim * mixer.value_dim
-    flops = tokens * heads * (inside + states)
+    flops = tokens * linear_mixer_flops_per_token(mixer) * heads / mixer.heads
     peak = gemm.flops / max(device.gemm, 1e-9)
     channels = np.ceil(mixer.conv_channels / tp)
     moved = tokens * (4.0 * channels + 4.0 * heads * mixer.value_dim) * 2.0 / bandwidth

@@ -14,6 +14,7 @@ import numpy as np
 
 from meshwright.cost.candidates import FloatArray, IntArray
 from meshwright.hardware.spec import Cluster
+from meshwright.hardware.topology import members_per_domain
 from meshwright.ledger import Collective
 
 
@@ -22,8 +23,8 @@ class Network:
     """Constants of the collective library and the fabric that no link sheet prints (data/devices.toml, [network])."""
 
     call_s: float = 6e-6  # start of one collective kernel
-    intra_hop_s: float = 1.0e-6  # added to the link's own latency per ring hop: flags and copies of the protocol
-    inter_hop_s: float = 5.0e-6
+    intra_hop_s: float = 0.0  # added to the link's own latency per ring hop: flags and copies of the protocol
+    inter_hop_s: float = 0.0
     leaf_nodes: int = 32  # nodes under one first-level switch group; oversubscription applies beyond it
     congestion: float = 0.03  # growth of network transfer time per doubling of the domains a group spans
     all_to_all_efficiency: float = 0.7  # of network bandwidth, relative to a ring's: many small peers
@@ -39,11 +40,6 @@ class Span:
     domains: FloatArray
     intra_s_per_byte: float
     inter_s_per_byte: FloatArray
-
-
-def members_per_domain(cluster: Cluster, group_size: IntArray, rank_stride: IntArray) -> IntArray:
-    """Members of a group (ranks 0, stride, 2 stride, ...) that share one fast domain."""
-    return np.clip(cluster.domain // np.maximum(rank_stride, 1), 1, np.maximum(group_size, 1))
 
 
 def span(cluster: Cluster, network: Network, group_size: IntArray, rank_stride: IntArray) -> Span:
@@ -139,4 +135,4 @@ def _point_to_point(where: Span, intra_hop_s: float, inter_hop_s: float, nbytes:
     )
 
 
-__all__ = ["Network", "Span", "call_seconds", "members_per_domain", "span"]
+__all__ = ["Network", "Span", "call_seconds", "span"]

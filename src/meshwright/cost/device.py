@@ -20,7 +20,7 @@ from meshwright.layout.config import Precision
 
 @dataclass(frozen=True)
 class Device:
-    """Shares of peak that kernels of an architecture reach; shapes of their tiles; seconds of a launch on the device."""
+    """Shares of peak that kernels of an architecture reach, shapes of their tiles, seconds of a launch."""
 
     name: str = "generic"
     gemm: float = 0.8  # share of the 16-bit peak of a large, well-shaped product
@@ -87,14 +87,14 @@ PEAK_KEYS: dict[Precision, tuple[str, ...]] = {
     Precision.BF16: ("bf16", "fp16"),
     Precision.FP8: ("fp8",),
     Precision.MXFP8: ("mxfp8", "fp8"),
-    Precision.NVFP4: ("nvfp4", "fp4", "fp8"),
+    Precision.NVFP4: ("nvfp4", "fp4"),
 }
-"""Names under which an accelerator's data sheet may list the peak of a format, best first."""
+"""Names under which a data sheet may list the units that a format runs on, best first."""
 
 
 def peak_flops(accelerator: Accelerator, precision: Precision) -> float:
-    """Dense peak FLOP/s of a format; that of 16 bits where the accelerator has no such unit."""
-    for key in (*PEAK_KEYS[precision], *PEAK_KEYS[Precision.BF16], "fp32"):
+    """Dense peak FLOP/s of a format; an InputError where the accelerator has no units for it."""
+    for key in PEAK_KEYS[precision]:
         if key in accelerator.peak_flops:
             return accelerator.peak_flops[key]
-    raise ValueError(f"{accelerator.name} lists no peak for {precision} or a wider format")
+    return accelerator.peak(precision.value)

@@ -96,7 +96,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Arrays [n] over candidates. Rows that do not fit have step_s = inf where the search asked to prune them."""
+    """Arrays [n] over candidates. Where the search asked to prune, rows that do not fit have step_s = inf, and their
+    memory_bytes may be a lower bound that already exceeds the device."""
 
     candidates: Candidates
     memory_bytes: FloatArray

@@ -1,0 +1,221 @@
+"""The cost model's front door: `evaluate` prices many candidates at once, `estimate` one in full detail.
+
+In: model, cluster, workload, candidates (or one config), software stack. Out: `Evaluation` arrays or an `Estimate`.
+Both run the same array code; in-layer costs are computed once per distinct in-layer setting and gathered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.candidates import Candidates, FloatArray, UnitKeys, unit_keys
+from meshwright.cost.collectives import Network
+from meshwright.cost.compute import head_times, layer_times, shop
+from meshwright.cost.device import Device, device_for
+from meshwright.cost.device import network as network_constants
+from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
+from meshwright.cost.exposed import communication_times
+from meshwright.cost.memory import MemoryArrays, memory_lower_bound, training_memory
+from meshwright.cost.stack import Stack, default_stack
+from meshwright.cost.stages import Stages, stages
+from meshwright.cost.step import StepArrays, stage_times, step_arrays
+from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
+from meshwright.cost.traffic import TrafficTerm, training_traffic
+from meshwright.cost.workload import Workload
+from meshwright.hardware.spec import Cluster
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.ledger import MemoryKind, TrafficEntry
+from meshwright.models.spec import ModelSpec
+
+CHUNK_ROWS = 65_536
+"""Rows priced at once: the working set of a chunk stays in a few hundred MB."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What prices a candidate beside the workload: the cluster and the constants of device, network and software."""
+
+    cluster: Cluster
+    device: Device
+    network: Network
+    stack: Stack
+
+
+def machine_of(cluster: Cluster, stack: Stack | None = None) -> Machine:
+    """The constants that belong to a cluster, and the stack (the default one where None)."""
+    return Machine(
+        cluster, device_for(cluster.accelerator.architecture), network_constants(), stack or default_stack()
+    )
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Everything computed of a set of candidates."""
+
+    stages: Stages
+    memory: MemoryArrays
+    traffic: tuple[TrafficTerm, ...]
+    step: StepArrays
+
+
+def evaluate(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    candidates: Candidates,
+    stack: Stack | None = None,
+    prune: bool = False,
+) -> Evaluation:
+    """Memory and time of every candidate. With `prune` a row that does not fit gets time inf, and its memory may be no
+    more than a lower bound that already exceeds the device."""
+    machine = machine_of(cluster, stack)
+    ends = range(CHUNK_ROWS, len(candidates) + CHUNK_ROWS, CHUNK_ROWS)
+    chunks = [candidates.take(np.arange(end - CHUNK_ROWS, min(end, len(candidates)))) for end in ends]
+    parts = [_evaluate_chunk(model, workload, machine, chunk, prune) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else _joined(candidates, parts)
+
+
+def estimate(
+    model: ModelSpec, cluster: Cluster, workload: Workload, config: HybridParallelConfig, stack: Stack | None = None
+) -> Estimate:
+    """Everything the model says of one configuration."""
+    candidates = Candidates.from_configs([config])
+    priced = price(model, workload, machine_of(cluster, stack), candidates)
+    parts = {name: float(seconds[0]) for name, seconds in priced.step.parts_s.items()}
+    time = StepTime(parts, {axis: float(seconds[0]) for axis, seconds in priced.step.hidden_s.items()})
+    rates = throughput(model, cluster, workload, config, time.step_s)
+    return Estimate(
+        config=config,
+        memory=_memory(priced, cluster),
+        traffic=_ledger(priced),
+        time=time,
+        throughput=rates,
+        efficiency=efficiency(parts, rates.mfu),
+    )
+
+
+def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Candidates) -> Priced:
+    """Memory, traffic and time of all candidates."""
+    keys = unit_keys(candidates)
+    roles = stages(model, candidates)
+    memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
+    traffic = training_traffic(model, workload, candidates, roles, keys)
+    return Priced(roles, memory, traffic, step_of(model, workload, machine, candidates, roles, keys, memory, traffic))
+
+
+def step_of(
+    model: ModelSpec,
+    workload: Workload,
+    machine: Machine,
+    candidates: Candidates,
+    roles: Stages,
+    keys: UnitKeys,
+    memory: MemoryArrays,
+    traffic: tuple[TrafficTerm, ...],
+) -> StepArrays:
+    """Time of a step, given what is held and what is moved."""
+    cluster, stack = machine.cluster, machine.stack
+    prices = shop(cluster.accelerator, machine.device, stack, workload, keys.candidates)
+    shape = (len(candidates), roles.index.shape[1])
+    communication = communication_times(cluster, machine.network, candidates, traffic, shape)
+    times = stage_times(
+        candidates, roles, keys.inverse, layer_times(model, prices), head_times(model, prices), communication, stack
+    )
+    moved = optimizer_bytes(candidates, memory)
+    return step_arrays(candidates, roles, times, communication, moved, prices.bandwidth, cluster, stack)
+
+
+def optimizer_bytes(candidates: Candidates, memory: MemoryArrays) -> FloatArray:
+    """Bytes the optimizer step moves [n, S]: state read and written, its gradients read and its weights written (half
+    of one pass over fp32 state), gradients cleared; ZeRO-3 keeps part of the state as parameters."""
+    state, held = memory.by_kind[MemoryKind.OPTIMIZER], memory.by_kind[MemoryKind.PARAMETERS]
+    sharded = (candidates.zero == 3)[:, None]
+    return 2.5 * state + memory.by_kind[MemoryKind.GRADIENTS] + np.where(sharded, 2.0 * held, 0.0)
+
+
+def _evaluate_chunk(
+    model: ModelSpec, workload: Workload, machine: Machine, candidates: Candidates, prune: bool
+) -> Evaluation:
+    cluster = machine.cluster
+    capacity = float(cluster.accelerator.memory_bytes)
+    n = len(candidates)
+    memory_bytes, peak_stage = np.zeros(n), np.zeros(n, dtype=np.int64)
+    rows = np.arange(n)
+    if prune:
+        roles, keys = stages(model, candidates), unit_keys(candidates)
+        memory_bytes = memory_lower_bound(model, workload, candidates, roles, keys, machine.stack)
+        rows = np.flatnonzero(memory_bytes <= capacity)
+    parts: dict[str, FloatArray] = {name: np.zeros(n) for name in TIME_PARTS}
+    step_s = np.full(n, np.inf)
+    if len(rows):
+        priced = price(model, workload, machine, candidates.take(rows))
+        memory_bytes[rows], peak_stage[rows] = priced.memory.peak_bytes, priced.memory.peak_stage
+        step_s[rows] = priced.step.step_s
+        for name, seconds in priced.step.parts_s.items():
+            parts[name][rows] = seconds
+    fits = memory_bytes <= capacity
+    if prune:
+        step_s = np.where(fits, step_s, np.inf)
+    rate = tokens_per_s_per_gpu(workload, candidates, step_s)
+    return Evaluation(
+        candidates=candidates,
+        memory_bytes=memory_bytes,
+        peak_stage=peak_stage,
+        fits=fits,
+        step_s=step_s,
+        parts_s=parts,
+        tokens_per_s_per_gpu=rate,
+        mfu=utilisation(model, cluster, workload, candidates, rate),
+    )
+
+
+def _joined(candidates: Candidates, parts: list[Evaluation]) -> Evaluation:
+    def column(name: str) -> FloatArray:
+        return np.concatenate([getattr(p, name) for p in parts])
+
+    return Evaluation(
+        candidates=candidates,
+        memory_bytes=column("memory_bytes"),
+        peak_stage=np.concatenate([p.peak_stage for p in parts]),
+        fits=np.concatenate([p.fits for p in parts]),
+        step_s=column("step_s"),
+        parts_s={name: np.concatenate([p.parts_s[name] for p in parts]) for name in TIME_PARTS},
+        tokens_per_s_per_gpu=column("tokens_per_s_per_gpu"),
+        mfu=column("mfu"),
+    )
+
+
+def _distinct_stages(roles: Stages) -> list[tuple[int, int]]:
+    """(role, stage) of the one candidate's roles that stand for any stage."""
+    return [(role, int(roles.index[0, role])) for role in np.flatnonzero(roles.weight[0])]
+
+
+def _memory(priced: Priced, cluster: Cluster) -> Memory:
+    def of(role: int) -> dict[MemoryKind, int]:
+        return {kind: round(float(nbytes[0, role])) for kind, nbytes in priced.memory.by_kind.items()}
+
+    found = tuple(StageMemory(stage, of(role)) for role, stage in _distinct_stages(priced.stages))
+    return Memory(found, cluster.accelerator.memory_bytes)
+
+
+def _ledger(priced: Priced) -> dict[int, tuple[TrafficEntry, ...]]:
+    """The traffic of each distinct stage, lines without calls left out."""
+
+    def lines(role: int) -> tuple[TrafficEntry, ...]:
+        return tuple(
+            TrafficEntry(
+                axis=term.axis,
+                collective=term.collective,
+                phase=term.phase,
+                what=term.what,
+                group_size=int(term.group_size[0]),
+                calls=round(float(term.calls[0, role])),
+                total_bytes=round(float(term.calls[0, role] * term.bytes_per_call[0, role])),
+            )
+            for term in priced.traffic
+            if term.calls[0, role] > 0 and term.group_size[0] > 1
+        )
+
+    return {stage: lines(role) for role, stage in _distinct_stages(priced.stages)}
