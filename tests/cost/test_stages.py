@@ -72,7 +72,8 @@ def test_v_shaped_schedules_put_embedding_and_head_on_stage_0() -> None:
     model = decoder(layers=8)
     config = HybridParallelConfig(pp=4, vpp=2, schedule=Schedule.DUALPIPEV, global_batch=8)
     roles = stages(model, Candidates.from_configs([config]))
-    assert roles.first[0].tolist()[0] and roles.last[0].tolist()[0]
+    assert roles.first[0, 0]
+    assert roles.last[0, 0]
     assert not roles.last[0, 1:].any()
 
 

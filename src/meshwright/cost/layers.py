@@ -16,6 +16,7 @@ from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import Precision, Recompute
+from meshwright.models.counting import per_rank_elements
 from meshwright.models.spec import (
     Attention,
     DenseMlp,
@@ -72,20 +73,10 @@ def element_bytes(precision: Precision) -> float:
     return 4.0 if precision is Precision.FP32 else 2.0
 
 
-def rank_elements(tensor: TensorSpec, keys: Candidates) -> FloatArray:
-    """Elements of a tensor on one rank [u]: ceil(units / tp) of its units; experts split over ep and expert_tp."""
-    parts = keys.expert_tp if tensor.experts else keys.tp
-    share = np.ones(len(keys))
-    if tensor.split_units is not None:
-        share = np.ceil(tensor.split_units / parts) / tensor.split_units
-    if tensor.experts:
-        share = share / keys.ep
-    return tensor.size * share
-
-
-def _parameters(tensors: tuple[TensorSpec, ...], keys: Candidates, experts: bool) -> FloatArray:
-    chosen = [rank_elements(t, keys) for t in tensors if (t.experts > 0) == experts]
-    return np.sum(chosen, axis=0) if chosen else np.zeros(len(keys))
+def _parameters(tensors: tuple[TensorSpec, ...], keys: Candidates) -> tuple[FloatArray, FloatArray]:
+    """Dense and expert elements on a rank [u]."""
+    dense, expert = per_rank_elements(tensors, keys.tp, keys.ep, keys.expert_tp)
+    return dense.astype(np.float64), expert.astype(np.float64)
 
 
 def units_per_rank(units: int, tp: FloatArray) -> FloatArray:
@@ -177,6 +168,7 @@ def routed_tokens(mlp: MoeMlp, x: Setting) -> FloatArray:
 def _moe(mlp: MoeMlp, hidden: int, x: Setting) -> FloatArray:
     """Router scores, the permuted inputs, the experts' own activations, and their outputs before they are weighed."""
     copies = routed_tokens(mlp, x)
+    hidden = mlp.latent or hidden
     width = mlp.width / x.keys.expert_tp
     router = x.tokens * x.region * mlp.experts * FP32_BYTES * x.stack.router_copies
     permuted = copies * hidden * (x.linear + (x.element if x.stack.keeps_expert_output else 0.0))
@@ -247,8 +239,7 @@ def layer_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: 
         kept = selected * (1.0 - share) + boundary * share
         columns.append(
             (
-                _parameters(kind.tensors, keys, experts=False),
-                _parameters(kind.tensors, keys, experts=True),
+                *_parameters(kind.tensors, keys),
                 kept,
                 whole,
                 working_bytes(kind, model.hidden, x),
@@ -267,9 +258,9 @@ def end_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: St
     embedding = model.embedding_tensors
     token = tuple(t for t in embedding if t.shape and t.shape[0] == model.vocab)
     return EndMemory(
-        embedding_parameters=_parameters(embedding, keys, experts=False),
-        token_parameters=_parameters(token, keys, experts=False) if model.tied_embeddings else np.zeros(len(keys)),
-        head_parameters=_parameters(model.final_tensors + model.head_tensors, keys, experts=False),
+        embedding_parameters=_parameters(embedding, keys)[0],
+        token_parameters=_parameters(token, keys)[0] if model.tied_embeddings else np.zeros(len(keys)),
+        head_parameters=_parameters(model.final_tensors + model.head_tensors, keys)[0],
         embedded=hidden_bytes * mask * x.region,
         final=hidden_bytes * (_norm_bytes(x) * x.region + x.element * x.block_input),
         logits=x.tokens * vocab * (FP32_BYTES if x.element == FP32_BYTES else stack.logit_bytes),
