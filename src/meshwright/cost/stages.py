@@ -12,7 +12,7 @@ each out once, and `stages` gathers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Stages:
     """Arrays [n, S]; `layers` is [n, S, K] with K the model's layer kinds. Where vpp > 1 a stage sums its chunks.
 
     `index` is the (first) pp coordinate of the role; `weight` how many real stages it stands for, 0 for padding.
-    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`.
+    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`. `sends` is
+    the number of the stage's chunks whose output goes to another stage (`receives`: whose input comes from one).
     """
 
     index: IntArray
@@ -34,10 +35,12 @@ class Stages:
     layers: IntArray
     first: BoolArray
     last: BoolArray
+    sends: IntArray
+    receives: IntArray
 
     def take(self, rows: IntArray) -> Stages:
         """The roles of the chosen rows."""
-        return Stages(self.index[rows], self.weight[rows], self.layers[rows], self.first[rows], self.last[rows])
+        return Stages(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,20 @@ def stage_layers(
     return layers, owner
 
 
+def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
+    """Chunks of each stage that send their output to, and receive their input from, another stage."""
+    crosses = owner[:-1] != owner[1:]
+    sends = np.bincount(owner[:-1][crosses], minlength=pp)
+    receives = np.bincount(owner[1:][crosses], minlength=pp)
+    return sends, receives
+
+
 def _roles(model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None) -> IntArray:
-    """Distinct stages as rows (index, weight, first, last, layers of each kind), in order of index."""
+    """Distinct stages as rows (index, weight, first, last, sends, receives, layers of each kind), by index."""
     layers, owner = stage_layers(model, pp, vpp, v_shaped, split)
     stage = np.arange(pp)
-    contents = np.column_stack([stage == 0, stage == owner[-1], layers]).astype(np.int64)
+    sends, receives = _boundaries(owner, pp)
+    contents = np.column_stack([stage == 0, stage == owner[-1], sends, receives, layers]).astype(np.int64)
     distinct, index, weight = np.unique(contents, axis=0, return_index=True, return_counts=True)
     roles = np.column_stack([index, weight, distinct])
     return roles[np.argsort(index)]
@@ -122,8 +134,8 @@ def role_table(model: ModelSpec, keys: StageKeys) -> Stages:
     width = max(len(r) for r in roles)
     table = np.stack([np.vstack([r, np.repeat(r[-1:], width - len(r), axis=0)]) for r in roles])
     padding = np.arange(width)[None, :] >= np.array([len(r) for r in roles])[:, None]
-    weight = np.where(padding, 0, table[:, :, 1])
-    return Stages(table[:, :, 0], weight, table[:, :, 4:], table[:, :, 2] > 0, table[:, :, 3] > 0)
+    index, weight, first, last, sends, receives = (table[:, :, i] for i in range(6))
+    return Stages(index, np.where(padding, 0, weight), table[:, :, 6:], first > 0, last > 0, sends, receives)
 
 
 def stages(model: ModelSpec, candidates: Candidates) -> Stages:
