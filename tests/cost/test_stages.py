@@ -33,10 +33,10 @@ def by_hand(
 
 @st.composite
 def configs(draw: st.DrawFn) -> HybridParallelConfig:
-    pp = draw(st.integers(1, 8))
     schedule = draw(st.sampled_from([Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED, Schedule.ZBV]))
-    vpp = {Schedule.ONE_F_ONE_B: 1, Schedule.INTERLEAVED: draw(st.integers(1, 3)), Schedule.ZBV: 2}[schedule]
-    return HybridParallelConfig(pp=pp, vpp=vpp, schedule=schedule, dp=1, global_batch=8)
+    pp = draw(st.integers(1 if schedule is Schedule.ONE_F_ONE_B else 2, 8))
+    vpp = {Schedule.ONE_F_ONE_B: 1, Schedule.INTERLEAVED: draw(st.integers(2, 3)), Schedule.ZBV: 2}[schedule]
+    return HybridParallelConfig(pp=pp, vpp=vpp, schedule=schedule, dp=1, global_batch=2 * pp)
 
 
 @given(st.lists(configs(), min_size=1, max_size=6), st.integers(48, 70), st.integers(0, 48))

@@ -26,8 +26,8 @@ class Stages:
     """Arrays [n, S]; `layers` is [n, S, K] with K the model's layer kinds. Where vpp > 1 a stage sums its chunks.
 
     `index` is the (first) pp coordinate of the role; `weight` how many real stages it stands for, 0 for padding.
-    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`. `sends` is
-    the number of the stage's chunks whose output goes to another stage (`receives`: whose input comes from one).
+    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`. `sends`
+    is the number of the stage's chunks whose output goes to another stage (`receives`: whose input comes from one).
     """
 
     index: IntArray
