@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from meshwright.schedules.placement import chunk_owner
 def by_hand(
     pattern: tuple[int, ...], kinds: int, config: HybridParallelConfig
 ) -> list[tuple[tuple[int, ...], bool, bool]]:
-    """(layers of each kind, holds the embedding, holds the head) of every stage, layer by layer."""
+    """(layers of each kind, holds the embedding, the head, sends, receives) of every stage, layer by layer."""
     v_shaped = config.schedule in (Schedule.ZBV, Schedule.DUALPIPEV)
     split = config.layer_split or even_split(len(pattern), config.pp * config.vpp)
     counts = [[0] * kinds for _ in range(config.pp)]
@@ -27,8 +29,10 @@ def by_hand(
         for _ in range(size):
             counts[owner][pattern[layer]] += 1
             layer += 1
-    last = chunk_owner(config.pp * config.vpp - 1, config.pp, config.vpp, v_shaped)
-    return [(tuple(counts[s]), s == 0, s == last) for s in range(config.pp)]
+    owners = [chunk_owner(c, config.pp, config.vpp, v_shaped) for c in range(config.pp * config.vpp)]
+    crossings = [(a, b) for a, b in pairwise(owners) if a != b]
+    sends, receives = ([pair[end] for pair in crossings] for end in (0, 1))
+    return [(tuple(counts[s]), s == 0, s == owners[-1], sends.count(s), receives.count(s)) for s in range(config.pp)]
 
 
 @st.composite
@@ -53,7 +57,13 @@ def test_roles_with_their_weights_are_the_stages_placed_by_hand(
         expected = by_hand(model.pattern, len(model.kinds), config)
         found = []
         for s in range(roles.weight.shape[1]):
-            content = (tuple(roles.layers[row, s].tolist()), bool(roles.first[row, s]), bool(roles.last[row, s]))
+            content = (
+                tuple(roles.layers[row, s].tolist()),
+                bool(roles.first[row, s]),
+                bool(roles.last[row, s]),
+                int(roles.sends[row, s]),
+                int(roles.receives[row, s]),
+            )
             found += [content] * int(roles.weight[row, s])
             assert expected[roles.index[row, s]] == content
             assert expected.index(content) == roles.index[row, s], "a role stands at its first stage"
