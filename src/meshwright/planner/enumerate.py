@@ -1,0 +1,254 @@
+"""Every legal configuration of a model on a fixed number of GPUs with a fixed global batch, as Candidates arrays.
+
+A `Space` holds the *core* rows (mesh, experts, micro batch, schedule, vpp, sequence parallel), checked once against
+`layout.validate`, and expands them chunk by chunk by the *state* knobs (ZeRO stage and shards, recompute), which are
+legal wherever their core is. Rows that are the same program under another name are listed once: at pp = 1 all schedules
+are 1F1B, at dp * cp = 1 all ZeRO stages are stage 0.
+
+Left out unless the user names them (never because of a guess about speed alone, and always said in `Space.notes`):
+context-parallel sizes that leave a rank fewer than MIN_TOKENS_PER_CP_RANK tokens of a sequence; expert_tp other than 1
+and tp; virtual stages that do not divide the layers of a stage; HSDP shards other than one and eight fast domains;
+recompute strides other than 1, 2 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates
+from meshwright.hardware.spec import Cluster
+from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.layout.rules import ClusterFacts
+from meshwright.layout.validate import legal_mask
+from meshwright.models.spec import Attention, LinearMixer, ModelSpec, MoeMlp
+from meshwright.planner.constraints import Constraints
+from meshwright.planner.legality import model_facts
+from meshwright.planner.table import Options, Table, column, divisors, join, keep, product, rows
+
+MIN_TOKENS_PER_CP_RANK = 2048
+RECOMPUTE_STRIDES = (1, 2, 4)
+HSDP_DOMAINS = (1, 8)
+CHUNK_ROWS = 65_536
+CORE_SIZES = ("dp", "tp", "pp", "cp", "ep", "expert_tp", "vpp", "micro_batch", "schedule")
+STATE = ("zero", "zero_shards", "recompute", "recompute_every")
+
+
+@dataclass(frozen=True)
+class Space:
+    """All configurations to try. `core` has one row per mesh, experts, micro batch, schedule, vpp and sequence
+    parallel; each stands for `counts[i]` configurations."""
+
+    core: Table
+    precision: Precision
+    global_batch: int
+    state: Options | None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 0 if self.state is None else int(self.state.counts.sum())
+
+    def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[Candidates]:
+        """The configurations in order, about `chunk_rows` at a time."""
+        if self.state is None:
+            return
+        ends = np.cumsum(self.state.counts)
+        start = 0
+        while start < len(ends):
+            done = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, done + chunk_rows, side="right")))
+            position, state = self.state.expand(start, stop)
+            yield to_candidates(
+                {name: values[position] for name, values in self.core.items()} | state,
+                self.global_batch,
+                self.precision,
+            )
+            start = stop
+
+
+def to_candidates(table: Table, global_batch: int, precision: Precision) -> Candidates:
+    """A complete table as Candidates."""
+    return Candidates(
+        **{name: table[name] for name in CORE_SIZES + STATE},
+        sequence_parallel=table["sequence_parallel"].astype(np.bool_),
+        global_batch=np.full(rows(table), global_batch, dtype=np.int64),
+        precision=precision,
+        splits=None,
+    )
+
+
+def space(
+    model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int, constraints: Constraints | None = None
+) -> Space:
+    """Every legal configuration of `gpus` devices of the cluster that runs `global_batch` sequences a step."""
+    fixed = constraints or Constraints()
+    core = _meshes(model, seq, gpus, global_batch, fixed)
+    core = _with_experts(core, model, fixed)
+    core = _with_steps(core, model, global_batch, fixed)
+    core = keep(core, _legal(core, model, cluster, seq, gpus, global_batch))
+    if rows(core) == 0:
+        return Space(core, fixed.precision, global_batch, None)
+    state = _state_options(core, model, cluster, fixed)
+    return Space(core, fixed.precision, global_batch, state, _notes(seq, gpus, fixed))
+
+
+def _legal(core: Table, model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int) -> BoolArray:
+    """Which core rows obey the rules of layout; no rule looks at the state knobs beyond shards that divide dp * cp."""
+    return legal_mask(
+        model_facts(model, seq),
+        ClusterFacts(gpus, cluster.gpus_per_node),
+        **{name: core[name] for name in CORE_SIZES},
+        global_batch=np.full(rows(core), global_batch, dtype=np.int64),
+        sequence_parallel=core["sequence_parallel"] > 0,
+    )
+
+
+def _meshes(model: ModelSpec, seq: int, gpus: int, global_batch: int, fixed: Constraints) -> Table:
+    """tp x pp x cp x dp with product `gpus`; dp divides the global batch."""
+    sizes = divisors(gpus)
+    heads = max((k.mixer.heads for k in model.kinds if isinstance(k.mixer, Attention | LinearMixer)), default=gpus)
+    mesh = product(
+        tp=column(fixed.values("tp", [d for d in sizes if d <= heads])),
+        pp=column(fixed.values("pp", [d for d in sizes if d <= model.num_layers])),
+        cp=column(fixed.values("cp", context_sizes(seq, gpus))),
+    )
+    replica = mesh["tp"] * mesh["pp"] * mesh["cp"]
+    mesh["dp"] = gpus // replica
+    mask = (gpus % replica == 0) & (replica <= gpus)
+    mesh = keep(mesh, mask)
+    mask = global_batch % mesh["dp"] == 0
+    if fixed.dp is not None:
+        mask &= np.isin(mesh["dp"], column(fixed.dp))
+    return keep(mesh, mask)
+
+
+def context_sizes(seq: int, gpus: int) -> list[int]:
+    """Context-parallel sizes worth enumerating: at least MIN_TOKENS_PER_CP_RANK tokens a rank, in balanced pairs."""
+    most = max(1, seq // MIN_TOKENS_PER_CP_RANK)
+    return [d for d in divisors(gpus) if d == 1 or (d <= most and seq % (2 * d) == 0)]
+
+
+def _with_experts(mesh: Table, model: ModelSpec, fixed: Constraints) -> Table:
+    """ep x expert_tp within the dp * cp * tp ranks of a stage."""
+    experts = max((k.mlp.experts for k in model.kinds if isinstance(k.mlp, MoeMlp)), default=1)
+    if experts == 1:
+        ones = np.ones(rows(mesh), dtype=np.int64)
+        return {**mesh, "ep": ones, "expert_tp": ones}
+
+    def expert_tensor_sizes(tp: int) -> Table:
+        return {"expert_tp": column(fixed.values("expert_tp", sorted({1, tp})))}
+
+    def expert_sizes(ranks: int) -> Table:
+        return {"ep": column(fixed.values("ep", [d for d in divisors(ranks) if experts % d == 0]))}
+
+    table = join(mesh, mesh["tp"], expert_tensor_sizes)
+    ranks = table["dp"] * table["cp"] * table["tp"]
+    table = keep(table, ranks % table["expert_tp"] == 0)
+    ranks = table["dp"] * table["cp"] * table["tp"] // table["expert_tp"]
+    table = join(table, ranks, expert_sizes)
+    ranks = table["dp"] * table["cp"] * table["tp"]
+    return keep(table, ranks % (table["expert_tp"] * table["ep"]) == 0)
+
+
+def _with_steps(table: Table, model: ModelSpec, global_batch: int, fixed: Constraints) -> Table:
+    """Micro batch (a divisor of the replica's batch), schedule and vpp, sequence parallel."""
+    local = global_batch // table["dp"]
+
+    def micro_batches(batch: int) -> Table:
+        sizes = divisors(batch)
+        return {"micro_batch": column([b for b in fixed.values("micro_batch", sizes) if b in sizes])}
+
+    def schedules(pp: int) -> Table:
+        pairs = _schedules(pp, model.num_layers, fixed)
+        return {"schedule": column([s for s, _ in pairs]), "vpp": column([v for _, v in pairs])}
+
+    def sequence_parallel(tp: int) -> Table:
+        choices = [1, 0] if tp > 1 else [0]
+        allowed = fixed.sequence_parallel
+        return {"sequence_parallel": column([c for c in choices if allowed is None or tp == 1 or bool(c) in allowed])}
+
+    table = join(table, local, micro_batches)
+    table = join(table, table["pp"], schedules)
+    return join(table, table["tp"], sequence_parallel)
+
+
+def _schedules(pp: int, layers: int, fixed: Constraints) -> list[tuple[int, int]]:
+    """(schedule, vpp) pairs for a pipeline of `pp` stages. One stage runs no pipeline: 1F1B stands for all."""
+    if pp == 1:
+        return [(SCHEDULES.index(Schedule.ONE_F_ONE_B), 1)]
+    allowed = fixed.schedule or tuple(Schedule)
+    pairs: list[tuple[int, int]] = []
+    for schedule in SCHEDULES:
+        if schedule not in allowed:
+            continue
+        if schedule is Schedule.INTERLEAVED:
+            sizes = fixed.values("vpp", virtual_sizes(layers, pp))
+            sizes = [v for v in sizes if v > 1]
+        else:
+            size = 2 if schedule in (Schedule.ZBV, Schedule.DUALPIPEV) else 1
+            sizes = [size] if fixed.vpp is None or size in fixed.vpp else []
+        pairs += [(SCHEDULES.index(schedule), v) for v in sizes if pp * v <= layers]
+    return pairs
+
+
+def virtual_sizes(layers: int, pp: int) -> list[int]:
+    """Virtual stages of interleaving: those that cut the layers of a stage evenly, rounded either way."""
+    low, high = layers // pp, -(-layers // pp)
+    return sorted({v for v in divisors(max(low, 1)) + divisors(high) if v > 1 and v * pp <= layers})
+
+
+def _state_options(core: Table, model: ModelSpec, cluster: Cluster, fixed: Constraints) -> Options:
+    """ZeRO stage and shards times recompute, by replicas (dp * cp), tp and layers of a stage."""
+    replicas = core["dp"] * core["cp"]
+    depth = np.minimum(-(-model.num_layers // core["pp"]), max(RECOMPUTE_STRIDES))
+    keys = np.stack([replicas, core["tp"], depth])
+    distinct, code = np.unique(keys, axis=1, return_inverse=True)
+
+    def options(index: int) -> Table:
+        replicas, tp, depth = (int(v) for v in distinct[:, index])
+        zeros = _zero_choices(replicas, tp, cluster.domain, fixed)
+        saves = _recompute_choices(depth, fixed)
+        pairs = [(z, s, r, n) for z, s in zeros for r, n in saves]
+        names = ("zero", "zero_shards", "recompute", "recompute_every")
+        return {name: column([pair[i] for pair in pairs]) for i, name in enumerate(names)}
+
+    return Options(code.astype(np.int64).ravel(), options)
+
+
+def _zero_choices(replicas: int, tp: int, domain: int, fixed: Constraints) -> list[tuple[int, int]]:
+    """(stage, shards): everything sharded over all replicas, or HSDP within one or eight fast domains."""
+    if replicas == 1:
+        return [(stage, 1) for stage in fixed.values("zero", [0]) if 1 in fixed.values("zero_shards", [1])]
+    hybrid = {d * domain // tp for d in HSDP_DOMAINS}
+    shards = sorted({replicas, *(h for h in hybrid if 1 < h < replicas and replicas % h == 0)}, reverse=True)
+    if fixed.zero_shards is not None:
+        shards = [s for s in fixed.zero_shards if replicas % s == 0]
+    choices: list[tuple[int, int]] = []
+    for stage in fixed.values("zero", [0, 1, 2, 3]):
+        whole = [s for s in shards if s == replicas]  # nothing is sharded: only the trivial choice
+        choices += [(stage, s) for s in (shards if stage else whole)]
+    return choices
+
+
+def _recompute_choices(depth: int, fixed: Constraints) -> list[tuple[int, int]]:
+    strides = fixed.values("recompute_every", [n for n in RECOMPUTE_STRIDES if n <= depth])
+    choices: list[tuple[int, int]] = []
+    for mode in fixed.recompute or RECOMPUTES:
+        choices += [(RECOMPUTES.index(mode), n) for n in (strides if mode is Recompute.FULL else [1])]
+    return choices
+
+
+def _notes(seq: int, gpus: int, fixed: Constraints) -> tuple[str, ...]:
+    notes: list[str] = []
+    most = max(context_sizes(seq, gpus))
+    if fixed.cp is None:
+        notes.append(
+            f"context parallel was tried up to {most}: beyond that a rank holds fewer than "
+            f"{MIN_TOKENS_PER_CP_RANK} tokens of a sequence; fix cp to try more"
+        )
+    return tuple(notes)
+
+
+__all__ = ["CHUNK_ROWS", "Space", "context_sizes", "space", "to_candidates", "virtual_sizes"]

@@ -1,0 +1,74 @@
+"""The textbook rule: the smallest tensor-parallel size that fits within the fast domain, then pipeline stages, the rest
+data parallel - the plan that an engineer writes down without a search, with the estimate it deserves.
+
+Micro batch 1, 1F1B, ZeRO-1 (distributed optimizer) and sequence parallel beside tp, as Narayanan et al. 2021 and
+Korthikanti et al. 2022 recommend; experts are spread over the smallest ep that fits. Recomputation only where nothing
+fits without. Whether a plan fits is the memory model's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from meshwright.cost.candidates import Candidates
+from meshwright.cost.estimate import Estimate
+from meshwright.cost.evaluate import estimate, evaluate
+from meshwright.cost.stack import Stack
+from meshwright.cost.workload import Workload
+from meshwright.hardware.spec import Cluster
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
+from meshwright.models.spec import ModelSpec, MoeMlp
+from meshwright.planner.legality import legal
+from meshwright.planner.table import divisors
+
+
+def rule_of_thumb(
+    model: ModelSpec, cluster: Cluster, workload: Workload, global_batch: int, precision: Precision, stack: Stack
+) -> Estimate | None:
+    """The first plan of the textbook's order that fits, or None."""
+    configs = list(_in_order(model, cluster, workload.seq, global_batch, precision))
+    if not configs:
+        return None
+    candidates = Candidates.from_configs(configs)
+    rows = np.flatnonzero(legal(model, cluster, workload.seq, candidates))
+    if len(rows) == 0:
+        return None
+    fits = evaluate(model, cluster, workload, candidates.take(rows), stack=stack, prune=True).fits
+    if not fits.any():
+        return None
+    return estimate(model, cluster, workload, configs[int(rows[int(np.argmax(fits))])], stack)
+
+
+def _in_order(
+    model: ModelSpec, cluster: Cluster, seq: int, global_batch: int, precision: Precision
+) -> Iterator[HybridParallelConfig]:
+    """tp within the domain, then pp at the largest tp, each with rising ep; the same again with full recompute.
+    Context parallel only where the global batch has too few sequences for the replicas."""
+    gpus = cluster.gpus
+    sizes = divisors(gpus)
+    tensor = [t for t in sizes if t <= min(cluster.domain, cluster.gpus_per_node)]
+    cuts = [(t, 1) for t in tensor] + [(t, p) for p in sizes if 1 < p <= model.num_layers for t in reversed(tensor)]
+    experts = max((k.mlp.experts for k in model.kinds if isinstance(k.mlp, MoeMlp)), default=1)
+    for recompute in (Recompute.NONE, Recompute.FULL):
+        for tp, pp in cuts:
+            if gpus % (tp * pp):
+                continue
+            ranks = gpus // (tp * pp)
+            cp = next((c for c in divisors(ranks) if global_batch % (ranks // c) == 0), None)
+            if cp is None:
+                continue
+            for ep in [e for e in divisors(ranks * tp) if experts % e == 0]:
+                yield HybridParallelConfig(
+                    dp=ranks // cp,
+                    tp=tp,
+                    pp=pp,
+                    cp=cp,
+                    ep=ep,
+                    sequence_parallel=tp > 1 and seq % (tp * cp) == 0,
+                    global_batch=global_batch,
+                    zero=1 if ranks > 1 else 0,
+                    recompute=recompute,
+                    precision=precision,
+                )
