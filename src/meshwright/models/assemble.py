@@ -18,7 +18,9 @@ def layer_kinds(keys: Sequence[Key], make: Callable[[Key], Block]) -> tuple[tupl
     order: dict[Key, int] = {}
     for key in keys:
         order.setdefault(key, len(order))
-    kinds = tuple(make(key).kind("+".join(str(p) for p in key) if isinstance(key, tuple) else str(key)) for key in order)
+    kinds = tuple(
+        make(key).kind("+".join(str(p) for p in key) if isinstance(key, tuple) else str(key)) for key in order
+    )
     return kinds, tuple(order[key] for key in keys)
 
 

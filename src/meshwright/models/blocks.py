@@ -150,9 +150,7 @@ def gqa(
     return replace(block, mixer=softmax_attention(sizes, window, chunked=chunked))
 
 
-def fused_qkv(
-    name: str, hidden: int, sizes: Heads, *, bias: bool = False, transposed: bool = False
-) -> Block:
+def fused_qkv(name: str, hidden: int, sizes: Heads, *, bias: bool = False, transposed: bool = False) -> Block:
     """One projection to queries, keys and values. With as many KV heads as heads it splits by heads."""
     q, kv = sizes.heads * sizes.head_dim, 2 * sizes.kv_heads * sizes.head_dim
     fused = ((q, sizes.heads), (kv, sizes.kv_heads)) if sizes.kv_heads != sizes.heads else ()
@@ -256,9 +254,13 @@ def routed_experts(
     (`transposed`: [E, H, 2I] and [E, I, H])."""
     e, inner, width, part = sizes.experts, sizes.inner or hidden, sizes.width, Part.EXPERT
     columns, name = (2 * width, "gate_up_proj") if sizes.gated else (width, "up_proj")
-    up_shape, down_shape = ((e, inner, columns), (e, width, inner)) if transposed else (
-        (e, columns, inner),
-        (e, inner, width),
+    up_shape, down_shape = (
+        ((e, inner, columns), (e, width, inner))
+        if transposed
+        else (
+            (e, columns, inner),
+            (e, inner, width),
+        )
     )
     up_dim, down_dim = (2, 1) if transposed else (1, 2)
     tensors = [TensorSpec(f"{prefix}{name}", up_shape, part, width, e, up_dim)]

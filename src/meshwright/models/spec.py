@@ -84,7 +84,8 @@ class Attention:
     own cost is `indexer_heads` x `indexer_dim` per query-key pair. `kv_cache_elements` is what a token leaves in the
     cache per layer before tp: 2 * kv_heads * head_dim, or kv_lora + rope for MLA (replicated over tp: then
     `kv_replicated`), index keys included. `kv_compression` > 1 is compressed attention: besides the `window` latest
-    tokens a query sees one key per that many earlier tokens (at most `top_k_keys` of them). `absorbed_dims` are the
+    tokens a query sees one key per that many earlier tokens (at most `top_k_keys` of them); `kv_cache_elements` is then
+    the compressed cache's mean per token, `kv_window_elements` that of each token in the window. `absorbed_dims` are the
     (qk, v) sizes per head that MLA works with when it decodes from the compressed cache.
     """
 
@@ -99,6 +100,7 @@ class Attention:
     indexer_heads: int = 0
     indexer_dim: int = 0
     kv_compression: int = 1
+    kv_window_elements: int = 0
     chunked: bool = False  # the window is a fixed block of the sequence, not a sliding one (Llama 4)
     absorbed_dims: tuple[int, int] | None = None
 

@@ -79,3 +79,8 @@ def dense_or_expert(fields: Fields, layers: int, leading_dense: int) -> list[boo
         fields.per_layer("moe_layer_freq", flags, layers)
         return [bool(flag) for flag in flags or []]
     return [i >= leading_dense for i in range(layers)]
+
+
+def mtp_depth(fields: Fields, *names: str) -> int:
+    """Number of multi-token-prediction modules that the checkpoint holds."""
+    return fields.size(*(names or ("num_nextn_predict_layers",)), default=0, least=0, most=64)

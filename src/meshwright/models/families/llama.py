@@ -1,6 +1,7 @@
 """Llama and its nearest kin: RMSNorm before attention and MLP, rotary positions, gated MLP.
 
-Llama 2/3, Mistral, Qwen2/2.5 (q, k, v biases), Qwen3 (norms over q and k heads), Phi-3 (fused projections).
+Llama 2/3, Mistral, Qwen2/2.5 (q, k, v biases), Qwen3 (norms over q and k heads), Phi-3 (fused projections),
+GLM-4 (dense).
 """
 
 from __future__ import annotations
@@ -88,5 +89,16 @@ def phi3(fields: Fields) -> ModelSpec:
     output = linear("self_attn.o_proj", sizes.heads * sizes.head_dim, b.hidden, "row", Part.ATTENTION, sizes.heads)
     mlp = gated_mlp(b.hidden, fields.size("intermediate_size"), fused=True)
     layer = attention + output + mlp + two_norms(b.hidden)
+    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
+    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+
+
+def glm4(fields: Fields) -> ModelSpec:
+    """GLM-4 dense: q, k, v biases, fused gate and up, norms before and after both blocks."""
+    b, bias = base(fields), fields.flag("attention_bias")
+    sizes = heads(fields, b.hidden, head_dim=128)
+    layer = gqa(b.hidden, sizes, qkv_bias=bias) + gated_mlp(b.hidden, fields.size("intermediate_size"), fused=True)
+    layer += two_norms(b.hidden)
+    layer += norm("post_self_attn_layernorm", b.hidden) + norm("post_mlp_layernorm", b.hidden)
     kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
     return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)

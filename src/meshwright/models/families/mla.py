@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from meshwright.models.assemble import decoder, layer_kinds, with_mtp
 from meshwright.models.blocks import Block, MlaSizes, gated_mlp, linear, mla, norm
-from meshwright.models.families.common import base, dense_or_expert
+from meshwright.models.families.common import base, dense_or_expert, mtp_depth
 from meshwright.models.families.llama import two_norms
 from meshwright.models.families.moe import deepseek_moe_block, expert_sizes
 from meshwright.models.fields import Fields
@@ -38,7 +38,7 @@ def deepseek(fields: Fields) -> ModelSpec:
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=0, least=0))
     kinds = layer_kinds(["moe" if s else "dense" for s in sparse], layer)
     spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
-    return with_mtp(spec, fields.size("num_nextn_predict_layers", default=0, least=0, most=64))
+    return with_mtp(spec, mtp_depth(fields))
 
 
 def indexer(fields: Fields, hidden: int, q_rank: int) -> Block:
@@ -82,4 +82,4 @@ def glm_moe_dsa(fields: Fields) -> ModelSpec:
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=3, least=0))
     keys = list(zip(types, ["moe" if s else "dense" for s in sparse], strict=True))
     spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
-    return with_mtp(spec, fields.size("num_nextn_predict_layers", default=0, least=0, most=64))
+    return with_mtp(spec, mtp_depth(fields))

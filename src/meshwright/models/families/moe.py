@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from meshwright.models.assemble import decoder, layer_kinds
+from meshwright.models.assemble import decoder, layer_kinds, with_mtp
 from meshwright.models.blocks import (
     Block,
     ExpertSizes,
+    Heads,
     gated_mlp,
     gqa,
     linear,
@@ -20,10 +21,19 @@ from meshwright.models.blocks import (
     vector,
     with_shared_expert,
 )
-from meshwright.models.families.common import FULL, SLIDING, attention_types, base, dense_or_expert, heads, window_of
+from meshwright.models.families.common import (
+    FULL,
+    SLIDING,
+    attention_types,
+    base,
+    dense_or_expert,
+    heads,
+    mtp_depth,
+    window_of,
+)
 from meshwright.models.families.llama import head_norms, qwen_attention_types, two_norms
 from meshwright.models.fields import Fields
-from meshwright.models.spec import ModelSpec, Part
+from meshwright.models.spec import Attention, ModelSpec, Part
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
@@ -135,7 +145,8 @@ def glm4_moe(fields: Fields) -> ModelSpec:
 
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=1, least=0))
     kinds = layer_kinds(["moe" if s else "dense" for s in sparse], layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return with_mtp(spec, mtp_depth(fields))
 
 
 def minimax_m2(fields: Fields) -> ModelSpec:
@@ -147,7 +158,85 @@ def minimax_m2(fields: Fields) -> ModelSpec:
         block += norm(f"self_attn.{name}", count * sizes.head_dim, over_hidden=False, units=count)
     block += router("mlp.gate", b.hidden, experts.experts) + routed_experts(b.hidden, experts) + two_norms(b.hidden)
     kinds = layer_kinds(["moe"] * b.layers, lambda _: block)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return with_mtp(spec, mtp_depth(fields, "num_mtp_modules") if fields.flag("use_mtp") else 0)
+
+
+def minimax_m3(fields: Fields) -> ModelSpec:
+    """Block-sparse attention on most layers: an indexer of a few heads picks blocks of keys; a shared expert."""
+    b = base(fields)
+    sizes, experts = heads(fields, b.hidden), expert_sizes(fields, "intermediate_size")
+    sparse = fields.section("sparse_attention_config") or Fields({}, f"{fields.label}: sparse_attention_config")
+    flags = sparse.wholes("sparse_attention_freq")
+    fields.per_layer("sparse_attention_freq", flags, b.layers)
+    flags = [0] * b.layers if flags is None else flags
+    index = Heads(
+        sparse.size("sparse_num_index_heads", default=4), 1, sparse.size("sparse_index_dim", default=128)
+    )
+    picked = sparse.size("sparse_topk_blocks", default=16) * sparse.size("sparse_block_size", default=128)
+    shared = fields.size("shared_intermediate_size") * fields.size("n_shared_experts", default=1, least=0)
+
+    def layer(key: tuple[str, str]) -> Block:
+        block = gqa(b.hidden, sizes) + head_norms(sizes) + two_norms(b.hidden)
+        if key[0] == "sparse" and isinstance(block.mixer, Attention):
+            block = replace(block, mixer=indexed(block.mixer, index, picked)) + block_indexer(b.hidden, index)
+        if key[1] == "dense":
+            return block + gated_mlp(b.hidden, fields.size("dense_intermediate_size"), fused=True)
+        block += router("mlp.gate", b.hidden, experts.experts) + routed_experts(b.hidden, experts)
+        if shared == 0:
+            return block
+        mlp = gated_mlp(b.hidden, shared, prefix="mlp.shared_experts.", part=Part.SHARED_EXPERT, fused=True)
+        return with_shared_expert(block, mlp, shared)
+
+    moe = ["moe" if s else "dense" for s in dense_or_expert(fields, b.layers, 0)]
+    keys = list(zip(["sparse" if f else FULL for f in flags], moe, strict=True))
+    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return with_mtp(spec, mtp_depth(fields))
+
+
+def indexed(attention: Attention, index: Heads, picked: int) -> Attention:
+    """Attention over the keys that an indexer picks; the indexer's key is cached beside."""
+    return replace(
+        attention,
+        top_k_keys=picked,
+        indexer_heads=index.heads,
+        indexer_dim=index.head_dim,
+        kv_cache_elements=attention.kv_cache_elements + index.head_dim,
+    )
+
+
+def block_indexer(hidden: int, index: Heads) -> Block:
+    """The indexer's own q heads and single key, normed per head; replicated over tp."""
+    prefix, part = "self_attn.indexer.", Part.ATTENTION
+    block = linear(f"{prefix}q_proj", hidden, index.heads * index.head_dim, "none", part)
+    block += linear(f"{prefix}k_proj", hidden, index.head_dim, "none", part)
+    for name in ("q_norm", "k_norm"):
+        block += norm(f"{prefix}{name}", index.head_dim, over_hidden=False)
+    return block
+
+
+def step3p7(fields: Fields) -> ModelSpec:
+    """Step-3.7: q and k norms, a gate per head on the attention output, three sliding layers to a full one."""
+    b, bias = base(fields), fields.flag("attention_bias")
+    full, experts = heads(fields, b.hidden), expert_sizes(fields)
+    sliding_heads = fields.size("num_sliding_attention_heads", default=full.heads)
+    shared = fields.size("share_expert_dim", default=experts.width)
+
+    def layer(key: tuple[str, str]) -> Block:
+        sizes = replace(full, heads=sliding_heads) if key[0] == SLIDING else full
+        block = gqa(b.hidden, sizes, qkv_bias=bias, output_bias=bias, window=window_of(fields, key[0]))
+        block += head_norms(sizes) + two_norms(b.hidden)
+        block += linear("self_attn.g_proj", b.hidden, sizes.heads, "column", Part.ATTENTION, sizes.heads)
+        if key[1] == "dense":
+            return block + gated_mlp(b.hidden, fields.size("intermediate_size"))
+        block += router("mlp.gate", b.hidden, experts.experts) + routed_experts(b.hidden, experts)
+        mlp = gated_mlp(b.hidden, shared, prefix="mlp.shared_experts.", part=Part.SHARED_EXPERT)
+        return with_shared_expert(block, mlp, shared)
+
+    moe = ["moe" if s else "dense" for s in dense_or_expert(fields, b.layers, 3)]
+    keys = list(zip(attention_types(fields, b.layers), moe, strict=True))
+    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return with_mtp(spec, mtp_depth(fields))
 
 
 def llama4(fields: Fields) -> ModelSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meshwright.models.families import gpt, llama, mla, moe
+from meshwright.models.families import deepseek_v4, gemma, gpt, hybrid, llama, mla, moe
 from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec
 
@@ -38,4 +38,20 @@ FAMILIES: dict[str, Recipe] = {
     "deepseek_v3": mla.deepseek,
     "kimi_k2": mla.deepseek,
     "glm_moe_dsa": mla.glm_moe_dsa,
+    "deepseek_v32": mla.glm_moe_dsa,
+    "deepseek_v4": deepseek_v4.deepseek_v4,
+    "glm4": llama.glm4,
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3_text": gemma.gemma3,
+    "gemma4_text": gemma.gemma4,
+    "minimax_m3": moe.minimax_m3,
+    "minimax_m3_vl_text": moe.minimax_m3,
+    "step3p7": moe.step3p7,
+    "step3p5": moe.step3p7,
+    "qwen3_next": hybrid.qwen3_next,
+    "qwen3_5_text": hybrid.qwen3_5,
+    "qwen3_5_moe_text": hybrid.qwen3_5,
+    "nemotron_h": hybrid.nemotron_h,
+    "kimi_linear": hybrid.kimi_linear,
 }
