@@ -12,6 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+GRADIENT_BUCKET_BYTES = 32 * 2**20
+"""Gradients of plain replicas are reduced in slices of one flat buffer, at most this long (docs/ledger.md)."""
+
 
 class Collective(StrEnum):
     ALL_REDUCE = "all_reduce"

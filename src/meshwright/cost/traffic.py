@@ -1,0 +1,64 @@
+"""The traffic ledger in closed form: what every rank of every stage sends in one training step, per axis, collective,
+phase and subject.
+
+In: model, workload, candidates with their stages. Out: `TrafficTerm`s, arrays over candidates and stages. It predicts
+exactly what meshwright's runtime does; docs/ledger.md states the conventions, ledger.py what the bytes of a call are.
+The terms of each axis are in cost.traffic_layers (inside layers), cost.traffic_state (parameters and gradients).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from meshwright.cost.candidates import Candidates, UnitKeys
+from meshwright.cost.stages import Stages
+from meshwright.cost.traffic_layers import layer_terms
+from meshwright.cost.traffic_state import state_terms
+from meshwright.cost.traffic_term import Scene, TrafficTerm, scene
+from meshwright.cost.workload import Workload
+from meshwright.ledger import Collective, Phase, TrafficEntry
+from meshwright.models.spec import ModelSpec
+
+__all__ = ["TrafficTerm", "ledger_entries", "training_traffic"]
+
+
+def training_traffic(
+    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys
+) -> tuple[TrafficTerm, ...]:
+    """Every line of the ledger for every candidate and stage; lines that no candidate has are left out."""
+    x = scene(model, workload, candidates, stages, keys)
+    terms = [*layer_terms(x), *_pipeline_terms(x), *state_terms(x)]
+    return tuple(t for t in terms if t.used)
+
+
+def _pipeline_terms(x: Scene) -> list[TrafficTerm]:
+    """Activations [micro batch, seq/cp (/tp under sequence parallelism), hidden] cross each boundary between chunks on
+    different stages, and their gradients come back (Narayanan et al. 2021, section 2.2)."""
+    c = x.candidates
+    boundary = x.hidden_bytes * x.model.residual_streams * np.where(c.sequence_parallel, 1.0 / c.tp, 1.0)
+    forward, backward = x.stages.sends * x.microbatches[:, None], x.stages.receives * x.microbatches[:, None]
+    stride = c.cp * c.tp
+    return [
+        x.term("pp", Collective.SEND, Phase.FORWARD, "stage output", c.pp, stride, forward, boundary),
+        x.term("pp", Collective.RECEIVE, Phase.FORWARD, "stage input", c.pp, stride, backward, boundary),
+        x.term("pp", Collective.SEND, Phase.BACKWARD, "stage input gradient", c.pp, stride, backward, boundary),
+        x.term("pp", Collective.RECEIVE, Phase.BACKWARD, "stage output gradient", c.pp, stride, forward, boundary),
+    ]
+
+
+def ledger_entries(terms: tuple[TrafficTerm, ...], row: int, role: int) -> tuple[TrafficEntry, ...]:
+    """The ledger lines of one candidate's rank on the stage of a role; lines without calls are left out."""
+    entries = [
+        TrafficEntry(
+            axis=term.axis,
+            collective=term.collective,
+            phase=term.phase,
+            what=term.what,
+            group_size=int(term.group_size[row]),
+            calls=round(float(term.calls[row, role])),
+            total_bytes=round(float(term.calls[row, role] * term.bytes_per_call[row, role])),
+        )
+        for term in terms
+        if term.group_size[row] > 1 and term.calls[row, role] > 0
+    ]
+    return tuple(sorted(entries, key=lambda e: (e.axis, e.phase, e.collective, e.what)))

@@ -1,0 +1,201 @@
+"""Traffic inside layers, per microbatch: tensor parallel (Shoeybi et al. 2019) with and without sequence parallelism
+(Korthikanti et al. 2022, section 4.2.2), context parallel (Liu et al. 2023, ring attention), expert parallel (GShard,
+Lepikhin et al. 2020), and the model's ends: embedding, head, vocab-parallel cross entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray, IntArray
+from meshwright.cost.traffic_term import Scene, TrafficTerm
+from meshwright.layout.config import Recompute
+from meshwright.ledger import Collective, Phase
+from meshwright.models.spec import Attention, LayerKind, LinearMixer, MoeMlp
+
+FP32_BYTES = 4.0
+COUNT_BYTES = 8.0  # an int64 token count
+
+
+def layer_terms(x: Scene) -> list[TrafficTerm]:
+    """Every per-microbatch term of layers and ends."""
+    terms: list[TrafficTerm] = []
+    if (x.candidates.tp > 1).any():
+        terms += [*_block_terms(x), *_end_terms(x)]
+    if (x.candidates.cp > 1).any():
+        terms += _context_terms(x)
+    if (x.candidates.ep * x.candidates.expert_tp > 1).any() or (x.candidates.tp > 1).any():
+        terms += _expert_terms(x)
+    return terms
+
+
+def recomputed_share(x: Scene) -> FloatArray:
+    """The share of layers whose forward pass runs again [n]."""
+    full = x.candidates.recompute == RECOMPUTES.index(Recompute.FULL)
+    return np.where(full, 1.0 / x.candidates.recompute_every, 0.0)
+
+
+def entered_blocks(kind: LayerKind) -> int:
+    """Blocks of a layer that enter and leave the tensor-parallel region: its mixer, its dense or shared-expert MLP."""
+    routed_only = isinstance(kind.mlp, MoeMlp) and not kind.mlp.shared_width
+    return (kind.mixer is not None) + (kind.mlp is not None and not routed_only)
+
+
+def repeated_outputs(kind: LayerKind) -> int:
+    """Block outputs that recomputing a layer sums again: all but the layer's last, which no gradient needs unless a
+    norm follows it."""
+    blocks = entered_blocks(kind)
+    routed = isinstance(kind.mlp, MoeMlp)
+    return max(blocks - (0 if routed or kind.norms > 2 else 1), 0)
+
+
+def _block_terms(x: Scene) -> list[TrafficTerm]:
+    """Without sequence parallelism one all-reduce per block each way; with it an all-gather and a reduce-scatter."""
+    c = x.candidates
+    m = x.microbatches[:, None]
+    plain, sharded = np.where(c.sequence_parallel, 1, c.tp), np.where(c.sequence_parallel, c.tp, 1)
+    blocks = x.layers_where([entered_blocks(k) for k in x.model.kinds]) * m
+    share = recomputed_share(x)[:, None]
+    inputs_again = blocks * share
+    outputs_again = x.layers_where([repeated_outputs(k) for k in x.model.kinds]) * m * share
+    one = np.ones_like(c.tp)
+
+    def term(collective: Collective, phase: Phase, what: str, size: IntArray, calls: FloatArray) -> TrafficTerm:
+        return x.term("tp", collective, phase, what, size, one, calls, x.hidden_bytes)
+
+    reduce, gather, scatter = Collective.ALL_REDUCE, Collective.ALL_GATHER, Collective.REDUCE_SCATTER
+    forward, backward = Phase.FORWARD, Phase.BACKWARD
+    return [
+        term(reduce, forward, "block output", plain, blocks),
+        term(reduce, backward, "block output", plain, outputs_again),
+        term(reduce, backward, "block input", plain, blocks),
+        term(gather, forward, "block input", sharded, blocks),
+        term(scatter, forward, "block output", sharded, blocks),
+        term(gather, backward, "block input", sharded, inputs_again),
+        term(scatter, backward, "block output", sharded, outputs_again),
+        term(gather, backward, "block output", sharded, blocks),
+        term(scatter, backward, "block input", sharded, blocks),
+    ]
+
+
+def _end_terms(x: Scene) -> list[TrafficTerm]:
+    """Embedding on the first stage; head input and loss on the last, of which the loss reduces the largest logit, then
+    the sum of exponentials beside the label's logit, in fp32 per token."""
+    c = x.candidates
+    m = x.microbatches[:, None]
+    plain, sharded = np.where(c.sequence_parallel, 1, c.tp), np.where(c.sequence_parallel, c.tp, 1)
+    first, last = x.stages.first * m, x.stages.last * m
+    one = np.ones_like(c.tp)
+    reduce, gather, scatter = Collective.ALL_REDUCE, Collective.ALL_GATHER, Collective.REDUCE_SCATTER
+    forward, backward = Phase.FORWARD, Phase.BACKWARD
+    hidden, per_token = x.hidden_bytes, x.tokens * FP32_BYTES
+    return [
+        x.term("tp", reduce, forward, "embedding output", plain, one, first, hidden),
+        x.term("tp", scatter, forward, "embedding output", sharded, one, first, hidden),
+        x.term("tp", gather, backward, "embedding output", sharded, one, first, hidden),
+        x.term("tp", reduce, backward, "head input", plain, one, last, hidden),
+        x.term("tp", gather, forward, "head input", sharded, one, last, hidden),
+        x.term("tp", scatter, backward, "head input", sharded, one, last, hidden),
+        x.term("tp", reduce, forward, "largest logit", c.tp, one, last, per_token),
+        x.term("tp", reduce, forward, "sum of exponentials and label logit", c.tp, one, last, 2 * per_token),
+    ]
+
+
+def _passed_elements(kind: LayerKind, tp: IntArray) -> FloatArray:
+    """Elements of keys and values per token that a rank's attention passes around the ring [n]."""
+    if not isinstance(kind.mixer, Attention):
+        return np.zeros(len(tp))
+    heads = np.ceil(kind.mixer.kv_heads / tp)
+    return heads * (kind.mixer.qk_dim + kind.mixer.v_dim)
+
+
+def _context_terms(x: Scene) -> list[TrafficTerm]:
+    """Ring attention: keys and values take cp - 1 steps forward and again backward (also when the core is recomputed);
+    their gradients take cp steps and so come home. A linear mixer gathers one state per rank each way."""
+    c = x.candidates
+    m = x.microbatches[:, None]
+    steps = np.maximum(c.cp - 1, 0).astype(np.float64)[:, None]
+    selective = (c.recompute == RECOMPUTES.index(Recompute.SELECTIVE)).astype(np.float64)
+    again = (recomputed_share(x) + selective)[:, None]
+    terms: list[TrafficTerm] = []
+    send, receive, gather = Collective.SEND, Collective.RECEIVE, Collective.ALL_GATHER
+    for k, kind in enumerate(x.model.kinds):
+        layers = x.stages.layers[:, :, k] * m
+        if isinstance(kind.mixer, Attention):
+            passed = x.tokens * _passed_elements(kind, c.tp) * x.element
+            ring = [
+                (Phase.FORWARD, "keys and values", layers * steps),
+                (Phase.BACKWARD, "keys and values", layers * steps * (1.0 + again)),
+                (Phase.BACKWARD, "key and value gradients", layers * (steps + 1.0)),
+            ]
+            for collective in (send, receive):
+                terms += [x.term("cp", collective, p, what, c.cp, c.tp, calls, passed) for p, what, calls in ring]
+        elif isinstance(kind.mixer, LinearMixer):
+            per_head = kind.mixer.key_dim * kind.mixer.value_dim * FP32_BYTES
+            heads = np.ceil(kind.mixer.heads / c.tp.astype(np.float64))
+            state = (c.cp * c.micro_batch).astype(np.float64) * heads * per_head
+            for phase, calls in ((Phase.FORWARD, layers), (Phase.BACKWARD, layers * (1.0 + again))):
+                terms.append(x.term("cp", gather, phase, "mixer state", c.cp, c.tp, calls, state))
+    return terms
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """Bytes of one MoE layer kind per microbatch [n]: routed copies on a rank, after expert_tp gathering, a whole
+    hidden state, and the token counts that precede a dispatch."""
+
+    copies: FloatArray
+    gathered: FloatArray
+    whole: FloatArray
+    counts: FloatArray
+
+
+def expert_stride(c: Candidates) -> IntArray:
+    """Experts overlay dp x cp x tp: expert_tp innermost, then ep. Beyond cp x tp ranks the pipeline lies between."""
+    return np.where(c.ep * c.expert_tp <= c.cp * c.tp, c.expert_tp, c.expert_tp * c.pp)
+
+
+def _routed(mlp: MoeMlp, x: Scene) -> _Routed:
+    c = x.candidates
+    width = float(mlp.latent or x.model.hidden)
+    factor = 1.0 if x.workload.capacity_factor is None else x.workload.capacity_factor
+    copies = x.tokens / c.tp * mlp.top_k * factor * width * x.element
+    return _Routed(copies, copies * c.expert_tp, x.hidden_bytes, np.full(len(c), mlp.experts * COUNT_BYTES))
+
+
+def _expert_terms(x: Scene) -> list[TrafficTerm]:
+    """Each tp rank routes its own 1/tp of the tokens: dispatch and combine are all-to-alls over ep each way; expert_tp
+    ranks gather each other's copies and scatter the sums; without sequence parallelism the outputs of all tp ranks are
+    gathered. Balanced routing is assumed: the mean over ranks is exact, a single dropless rank may differ."""
+    terms: list[TrafficTerm] = []
+    for k, kind in enumerate(x.model.kinds):
+        if isinstance(kind.mlp, MoeMlp):
+            terms += _moe_layer_terms(kind.mlp, x, x.stages.layers[:, :, k] * x.microbatches[:, None])
+    return terms
+
+
+def _moe_layer_terms(mlp: MoeMlp, x: Scene, layers: FloatArray) -> list[TrafficTerm]:
+    c = x.candidates
+    size = _routed(mlp, x)
+    again = layers * (1.0 + recomputed_share(x))[:, None]
+    one = np.ones_like(c.tp)
+    plain = np.where(c.sequence_parallel, 1, c.tp)
+    stride = expert_stride(c)
+    swap, gather, scatter = Collective.ALL_TO_ALL, Collective.ALL_GATHER, Collective.REDUCE_SCATTER
+    forward, backward = Phase.FORWARD, Phase.BACKWARD
+    return [
+        x.term("ep", swap, forward, "tokens per expert", c.ep, stride, layers, size.counts),
+        x.term("ep", swap, backward, "tokens per expert", c.ep, stride, again - layers, size.counts),
+        x.term("ep", swap, forward, "dispatch", c.ep, stride, layers, size.copies),
+        x.term("ep", swap, backward, "dispatch", c.ep, stride, again, size.copies),
+        x.term("ep", swap, forward, "combine", c.ep, stride, layers, size.copies),
+        x.term("ep", swap, backward, "combine", c.ep, stride, again, size.copies),
+        x.term("expert_tp", gather, forward, "expert input", c.expert_tp, one, layers, size.gathered),
+        x.term("expert_tp", scatter, forward, "expert output", c.expert_tp, one, layers, size.gathered),
+        x.term("expert_tp", gather, backward, "expert output", c.expert_tp, one, again, size.gathered),
+        x.term("expert_tp", scatter, backward, "expert input", c.expert_tp, one, again, size.gathered),
+        x.term("tp", gather, forward, "routed output", plain, one, layers, size.whole),
+        x.term("tp", gather, backward, "routed input", plain, one, layers, size.whole),
+    ]

@@ -1,0 +1,210 @@
+"""Traffic of parameters and gradients, per step or per microbatch: replicas (ZeRO-0), sharded state (ZeRO-1 to 3 as
+torch's FSDP2 does it; Rajbhandari et al. 2020, section 7; Zhao et al. 2023), HSDP, experts' own replicas, the tied
+embedding's group, sums that tensor parallelism leaves open, and the scalars of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.candidates import Candidates, FloatArray, IntArray
+from meshwright.cost.traffic_layers import expert_stride
+from meshwright.cost.traffic_term import Scene, TrafficTerm
+from meshwright.ledger import GRADIENT_BUCKET_BYTES, Collective, Phase
+from meshwright.models.counting import per_rank_elements
+from meshwright.models.spec import Attention, LayerKind, Part, TensorSpec
+
+SCALAR_BYTES = 8.0  # the squared gradient norm, in fp64
+LOSS_BYTES = 16.0  # loss and token count, in fp64
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is gathered and reduced together on a stage: `elements` per call and `count` calls [n, S] (or [n, 1]), over
+    `shards` ranks that share it and `replicas` of those."""
+
+    what: str
+    axis: str
+    elements: FloatArray
+    count: FloatArray
+    shards: IntArray
+    replicas: IntArray
+    stride: IntArray
+
+
+def state_terms(x: Scene) -> list[TrafficTerm]:
+    """Every term of parameters, gradients and scalars."""
+    units = [u for u in _units(x) if ((u.shards * u.replicas) > 1).any()]
+    terms = [term for unit in units for term in (*_replica_terms(x, unit), *_shard_terms(x, unit))]
+    return [*terms, *_tensor_parallel_sums(x), *_tied_embedding(x), *_scalars(x)]
+
+
+def data_stride(c: Candidates) -> IntArray:
+    """The dp x cp group: cp runs of stride tp, a pipeline apart; see TrafficTerm on strides."""
+    return np.where(c.cp == 1, c.pp * c.tp, np.where(c.pp == 1, c.tp, c.tp * c.pp))
+
+
+def _elements(tensors: tuple[TensorSpec, ...], x: Scene) -> tuple[FloatArray, FloatArray]:
+    """Dense and expert elements on a rank, gathered to the candidates [n]."""
+    k = x.keys.candidates
+    dense, expert = per_rank_elements(tensors, k.tp, k.ep, k.expert_tp)
+    return dense[x.keys.inverse].astype(np.float64), expert[x.keys.inverse].astype(np.float64)
+
+
+def _units(x: Scene) -> list[Unit]:
+    """One unit per decoder layer, one for the rest of a stage, and one per layer for routed experts."""
+    c, stages, model = x.candidates, x.stages, x.model
+    world = c.dp * c.cp
+    replicas = np.maximum(world // c.zero_shards, 1)
+    expert_replicas = np.minimum(replicas, c.expert_dp)
+    dense = np.zeros(stages.index.shape)
+    expert = np.zeros(stages.index.shape)
+    for k, kind in enumerate(model.kinds):
+        of_dense, of_expert = _elements(kind.tensors, x)
+        dense = dense + stages.layers[:, :, k] * of_dense[:, None]
+        expert = expert + stages.layers[:, :, k] * of_expert[:, None]
+    layers = stages.layers.sum(axis=2).astype(np.float64)
+    moe_layers = x.layers_where([float(any(t.experts for t in k.tensors)) for k in model.kinds])
+    ends = stages.first * _elements(model.embedding_tensors, x)[0][:, None]
+    ends = ends + stages.last * _elements(model.final_tensors + model.head_tensors, x)[0][:, None]
+    tied = (stages.last & ~stages.first) * _elements(model.tied_tensors, x)[0][:, None]
+    stride = data_stride(c)
+    units = [
+        Unit("layer", "dp", dense / np.maximum(layers, 1), layers, c.zero_shards, replicas, stride),
+        Unit("ends", "dp", ends + tied, ((ends + tied) > 0).astype(np.float64), c.zero_shards, replicas, stride),
+    ]
+    if moe_layers.any():
+        each = expert / np.maximum(moe_layers, 1)
+        shards = np.maximum(c.expert_dp // expert_replicas, 1)
+        outer = np.where(c.expert_dp > 1, c.ep * expert_stride(c), 1)
+        units.append(Unit("expert", "expert_dp", each, moe_layers, shards, expert_replicas, outer))
+    return units
+
+
+def _replica_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:
+    """ZeRO-0: gradients in one flat buffer, reduced in slices of a bucket, once per step."""
+    plain = x.candidates.zero == 0
+    size = np.where(plain, unit.shards * unit.replicas, 1)
+    total = unit.elements * unit.count * x.workload.gradient_bytes
+    calls = np.ceil(total / GRADIENT_BUCKET_BYTES)
+    what = f"{unit.what} gradients"
+    each = total / np.maximum(calls, 1)
+    return [x.term(unit.axis, Collective.ALL_REDUCE, Phase.BACKWARD, what, size, unit.stride, calls, each)]
+
+
+def _shard_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:
+    """Parameters are gathered in the working precision, once per step (ZeRO-1 and 2, kept until the step ends) or per
+    microbatch forward and again backward (ZeRO-3); gradients are reduced in the gradients' format, once (ZeRO-1) or per
+    microbatch. HSDP sums the shards across replicas after each reduction."""
+    c = x.candidates
+    m = x.microbatches[:, None]
+    sharded, zero_3 = c.zero >= 1, (c.zero == 3)[:, None]
+    size = np.where(sharded, unit.shards, 1)
+    across = np.where(sharded, unit.replicas, 1)
+    reductions = unit.count * np.where((c.zero >= 2)[:, None], m, 1.0)
+    weights = unit.elements * x.element
+    gradients = unit.elements * x.workload.gradient_bytes
+    shard = gradients / unit.shards[:, None]
+    outer = unit.stride * unit.shards
+    forward, backward = Phase.FORWARD, Phase.BACKWARD
+    gathered, reduced = f"{unit.what} parameters", f"{unit.what} gradients"
+    once_or_each = unit.count * np.where(zero_3, m, 1.0)
+    again = unit.count * np.where(zero_3, m, 0.0)
+    gather, scatter, reduce = Collective.ALL_GATHER, Collective.REDUCE_SCATTER, Collective.ALL_REDUCE
+    return [
+        x.term(unit.axis, gather, forward, gathered, size, unit.stride, once_or_each, weights),
+        x.term(unit.axis, gather, backward, gathered, size, unit.stride, again, weights),
+        x.term(unit.axis, scatter, backward, reduced, size, unit.stride, reductions, gradients),
+        x.term(unit.axis, reduce, backward, f"{unit.what} gradient shards", across, outer, reductions, shard),
+    ]
+
+
+def _is_partial(tensor: TensorSpec, sequence_parallel: bool) -> bool:
+    """Whether a replicated tensor sees only this rank's tokens (sequence parallel) or heads (norms of single heads)."""
+    if tensor.split_units is not None or tensor.experts:
+        return False
+    return sequence_parallel or (tensor.part is Part.NORM and ("q_norm" in tensor.name or "k_norm" in tensor.name))
+
+
+def _partial_elements(tensors: tuple[TensorSpec, ...], x: Scene) -> FloatArray:
+    """Elements whose gradients are summed over tp after the backward pass [n]."""
+    sharded, plain = (float(sum(t.size for t in tensors if _is_partial(t, sp))) for sp in (True, False))
+    return np.where(x.candidates.sequence_parallel, sharded, plain)
+
+
+def _replicated_kv_elements(kind: LayerKind, x: Scene) -> FloatArray:
+    """Elements of KV heads that several tp ranks hold [n]."""
+    if not isinstance(kind.mixer, Attention):
+        return np.zeros(len(x.candidates))
+    heads = kind.mixer.kv_heads
+    of_kv = tuple(t for t in kind.tensors if t.part is Part.ATTENTION and t.split_units == heads)
+    held = _elements(of_kv, x)[0] if heads < kind.mixer.heads else np.zeros(len(x.candidates))
+    return np.where(x.candidates.tp > heads, held, 0.0)
+
+
+def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
+    """Once per step: gradients of replicated tensors that each tp rank saw a part of, and of shared KV heads, each in
+    one flat buffer."""
+    c, stages, model = x.candidates, x.stages, x.model
+    if not (c.tp > 1).any():
+        return []
+    partial = np.zeros(stages.index.shape)
+    shared = np.zeros(stages.index.shape)
+    kv_heads = 1
+    for k, kind in enumerate(model.kinds):
+        partial = partial + stages.layers[:, :, k] * _partial_elements(kind.tensors, x)[:, None]
+        shared = shared + stages.layers[:, :, k] * _replicated_kv_elements(kind, x)[:, None]
+        if isinstance(kind.mixer, Attention):
+            kv_heads = kind.mixer.kv_heads
+    partial = partial + stages.first * _partial_elements(model.embedding_tensors, x)[:, None]
+    partial = partial + stages.last * _partial_elements(model.final_tensors, x)[:, None]
+    one = np.ones_like(c.tp)
+    nbytes = x.workload.gradient_bytes
+    reduce, phase = Collective.ALL_REDUCE, Phase.OPTIMIZER
+    copies = np.maximum(c.tp // kv_heads, 1)
+    return [
+        x.term(
+            "tp", reduce, phase, "replicated gradients", c.tp, one, (partial > 0).astype(np.float64), partial * nbytes
+        ),
+        x.term(
+            "tp",
+            reduce,
+            phase,
+            "shared KV head gradients",
+            copies,
+            one,
+            (shared > 0).astype(np.float64),
+            shared * nbytes,
+        ),
+    ]
+
+
+def _tied_embedding(x: Scene) -> list[TrafficTerm]:
+    """First and last stage sum the gradients of the table they share (Narayanan et al. 2021)."""
+    c, stages = x.candidates, x.stages
+    if not x.model.tied_tensors:
+        return []
+    apart = (c.pp > 1)[:, None] & (stages.first ^ stages.last)
+    table = _elements(x.model.tied_tensors, x)[0] * x.workload.gradient_bytes
+    size = np.where(apart.any(axis=1), 2, 1)
+    stride = c.cp * c.tp * np.maximum(c.pp - 1, 1)
+    phase, what = Phase.OPTIMIZER, "tied embedding gradients"
+    return [x.term("embedding", Collective.ALL_REDUCE, phase, what, size, stride, apart.astype(np.float64), table)]
+
+
+def _scalars(x: Scene) -> list[TrafficTerm]:
+    """Loss with its token count over dp x cp, and the squared gradient norm over every axis that splits parameters."""
+    c = x.candidates
+    one = np.ones((len(c), 1))
+    scalar = np.full(len(c), SCALAR_BYTES)
+    loss = np.full(len(c), LOSS_BYTES)
+    reduce, phase, norm = Collective.ALL_REDUCE, Phase.OPTIMIZER, "gradient norm"
+    shards = np.where(c.zero >= 1, c.zero_shards, 1)
+    return [
+        x.term("dp", reduce, Phase.FORWARD, "loss and token count", c.dp * c.cp, data_stride(c), one, loss),
+        x.term("tp", reduce, phase, norm, c.tp, np.ones_like(c.tp), one, scalar),
+        x.term("pp", reduce, phase, norm, c.pp, c.cp * c.tp, one, scalar),
+        x.term("dp", reduce, phase, norm, shards, data_stride(c), one, scalar),
+    ]
