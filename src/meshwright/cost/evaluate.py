@@ -22,7 +22,7 @@ from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
 from meshwright.cost.step import StepArrays, stage_times, step_arrays
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
-from meshwright.cost.traffic import TrafficTerm, training_traffic
+from meshwright.cost.traffic import TrafficTerm, ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig
@@ -45,9 +45,7 @@ class Machine:
 
 def machine_of(cluster: Cluster, stack: Stack | None = None) -> Machine:
     """The constants that belong to a cluster, and the stack (the default one where None)."""
-    return Machine(
-        cluster, device_for(cluster.accelerator.architecture), network_constants(), stack or default_stack()
-    )
+    return Machine(cluster, device_for(cluster.accelerator.architecture), network_constants(), stack or default_stack())
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def step_of(
     cluster, stack = machine.cluster, machine.stack
     prices = shop(cluster.accelerator, machine.device, stack, workload, keys.candidates)
     shape = (len(candidates), roles.index.shape[1])
-    communication = communication_times(cluster, machine.network, candidates, traffic, shape)
+    communication = communication_times(cluster, machine.network, stack.rank_order, candidates, traffic, shape)
     times = stage_times(
         candidates, roles, keys.inverse, layer_times(model, prices), head_times(model, prices), communication, stack
     )
@@ -189,7 +187,7 @@ def _joined(candidates: Candidates, parts: list[Evaluation]) -> Evaluation:
 
 def _distinct_stages(roles: Stages) -> list[tuple[int, int]]:
     """(role, stage) of the one candidate's roles that stand for any stage."""
-    return [(role, int(roles.index[0, role])) for role in np.flatnonzero(roles.weight[0])]
+    return [(role, int(roles.index[0, role])) for role in np.flatnonzero(roles.weight[0]).tolist()]
 
 
 def _memory(priced: Priced, cluster: Cluster) -> Memory:
@@ -201,21 +199,5 @@ def _memory(priced: Priced, cluster: Cluster) -> Memory:
 
 
 def _ledger(priced: Priced) -> dict[int, tuple[TrafficEntry, ...]]:
-    """The traffic of each distinct stage, lines without calls left out."""
-
-    def lines(role: int) -> tuple[TrafficEntry, ...]:
-        return tuple(
-            TrafficEntry(
-                axis=term.axis,
-                collective=term.collective,
-                phase=term.phase,
-                what=term.what,
-                group_size=int(term.group_size[0]),
-                calls=round(float(term.calls[0, role])),
-                total_bytes=round(float(term.calls[0, role] * term.bytes_per_call[0, role])),
-            )
-            for term in priced.traffic
-            if term.calls[0, role] > 0 and term.group_size[0] > 1
-        )
-
-    return {stage: lines(role) for role, stage in _distinct_stages(priced.stages)}
+    """The traffic of each distinct stage."""
+    return {stage: ledger_entries(priced.traffic, 0, role) for role, stage in _distinct_stages(priced.stages)}

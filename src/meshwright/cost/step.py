@@ -169,7 +169,7 @@ def step_arrays(
         parts[axis] = count * sum(at_pace(s.exposed) for s in both)
         hidden[axis] = count * sum(at_pace(s.hidden) for s in both)
     data = data_parallel(candidates, times, communication, stack)
-    parts["dp"] = data.exposed.max(axis=1) + communication.embedding.max(axis=1)
+    parts["dp"] = data.exposed.max(axis=1) + communication.final.max(axis=1)
     hidden["dp"] = data.hidden.max(axis=1)
     parts["bubble"] = bubble
     parts["optimizer"] = optimizer_bytes.max(axis=1) * stack.optimizer_passes / bandwidth
@@ -180,9 +180,7 @@ def step_arrays(
     return StepArrays(parts, hidden, stages.index[rows, pace])
 
 
-def data_parallel(
-    candidates: Candidates, times: StageTimes, communication: CommunicationTimes, stack: Stack
-) -> Split:
+def data_parallel(candidates: Candidates, times: StageTimes, communication: CommunicationTimes, stack: Stack) -> Split:
     """Gradient reduction hides behind the backward pass of the last microbatch, parameter gathering behind the forward
     pass of the first, ZeRO-3 traffic behind all compute of the step."""
     contention = stack.contention
