@@ -10,144 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from meshwright import hardware, models
-from meshwright.errors import InputError, suggestion
+from meshwright.errors import InputError
 from meshwright.hardware import Cluster
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.models import ModelSpec
-from meshwright.plan_yaml import dump_yaml, load_yaml
-
-LARGEST = 2**40
-"""Of any count in a plan: beyond it a number is taken for a slip."""
-
-Count: TypeAlias = Annotated[int, Field(ge=1, le=LARGEST)]
-Positive: TypeAlias = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the plan: keys known, types exact, no infinities, never changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """The model: a catalogue name, a path (from the working directory) or a hub id; or its config in place."""
-
-    name: Annotated[str, Field(min_length=1)]
-    config: dict[str, Any] | None = None
-
-
-class ClusterSection(Section):
-    """The cluster: a catalogue name or the path of a TOML file, and what differs from it."""
-
-    name: Annotated[str, Field(min_length=1)]
-    nodes: Count | None = None
-    gpus: Count | None = None
-    gpus_per_node: Count | None = None
-    reserved_bytes: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
-    oversubscription: Annotated[float, Field(ge=1)] | None = None
-
-
-class TrainingWorkload(Section):
-    """A training step, apart from how it is split; the cost model's `Workload` gives the meanings and defaults."""
-
-    kind: Literal["training"] = "training"
-    seq: Count
-    optimizer: str | None = None
-    gradient_bytes: Literal[2, 4] | None = None
-    flash_attention: bool | None = None
-    dropout: bool | None = None
-    capacity_factor: Positive | None = None
-    stack: str | None = None  # software stack of the estimate; None: the cost model's default
-
-
-class ServingWorkload(Section):
-    """Requests of `prompt` input and `output` generated tokens (means), and what they must meet."""
-
-    kind: Literal["serving"]
-    prompt: Count
-    output: Count
-    kv_bytes_per_element: Positive | None = None
-    ttft_s: Positive | None = None
-    tpot_s: Positive | None = None
-    batch: Count | None = None  # sequences in flight of the estimate; None: as many as fit
-    stack: str | None = None
-
-
-class TrainingRun(Section):
-    """How `meshwright train` runs the plan. Everything has a default; the command line may override it."""
-
-    steps: Count = 100
-    learning_rate: Positive = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    gradient_clip: Annotated[float, Field(ge=0)] = 1.0  # of the global norm; 0: not clipped
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-
-
-class EstimateSummary(Section):
-    """What the planner expected of the plan when it was written."""
-
-    step_s: Positive | None = None
-    peak_bytes: Count | None = None
-    tokens_per_s_per_gpu: Positive | None = None
-    mfu: Positive | None = None
-
-
-class Provenance(Section):
-    """Where the plan comes from. No part of what ranks must agree on."""
-
-    meshwright: str
-    objective: str | None = None
-    estimate: EstimateSummary | None = None
-
-
-ALWAYS_WRITTEN = ("dp", "tp", "pp", "cp", "micro_batch", "global_batch", "precision")
-
-
-def _parallel_from(value: Any) -> HybridParallelConfig:
-    if isinstance(value, HybridParallelConfig):
-        return value
-    if not isinstance(value, dict):
-        raise InputError("must be a mapping of sizes, like {dp: 2, tp: 4}")
-    table = cast("dict[Any, Any]", value)
-    known = [f.name for f in fields(HybridParallelConfig)]
-    for key in table:
-        if key not in known:
-            raise InputError(f"unknown key {_short(key)}{_hint(str(key), known)}")
-    split = table.get("layer_split")
-    if split is not None and not isinstance(split, list):
-        raise InputError(f"layer_split must be a list of layer counts, got {_short(split)}")
-    return HybridParallelConfig(**{str(k): v for k, v in table.items() if v is not None})
-
-
-def _parallel_to(config: HybridParallelConfig) -> dict[str, Any]:
-    """The fields that differ from their defaults, and those that a reader looks for; plain ints, strings and lists."""
-    plain: dict[str, Any] = {}
-    for f in fields(HybridParallelConfig):
-        value = getattr(config, f.name)
-        if value == f.default and f.name not in ALWAYS_WRITTEN:
-            continue
-        if isinstance(value, bool):
-            plain[f.name] = value
-        elif isinstance(value, tuple):
-            plain[f.name] = [int(v) for v in cast("tuple[int, ...]", value)]
-        else:
-            plain[f.name] = int(value) if isinstance(value, int) else str(value)
-    return plain
-
-
-Parallel: TypeAlias = Annotated[
-    HybridParallelConfig, PlainValidator(_parallel_from), PlainSerializer(_parallel_to, return_type=dict[str, Any])
-]
-AnyWorkload: TypeAlias = Annotated[TrainingWorkload | ServingWorkload, Field(discriminator="kind")]
+from meshwright.plan.sections import (
+    AnyWorkload,
+    ClusterSection,
+    EstimateSummary,
+    ModelSection,
+    Parallel,
+    Provenance,
+    Section,
+    ServingWorkload,
+    TrainingRun,
+    TrainingWorkload,
+)
+from meshwright.plan.wording import hint, short
+from meshwright.plan.yaml_text import dump_yaml, load_yaml
 
 
 class Plan(Section):
@@ -316,14 +204,14 @@ def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
     prefix = f"{'.'.join(place)}: " if place else ""
     if problem["type"] == "extra_forbidden":
         parent = f"{'.'.join(place[:-1])}: " if place[:-1] else ""
-        return f"{parent}unknown key {_short(place[-1])}{_hint(place[-1], _keys_at(place[:-1], kind, serving))}"
+        return f"{parent}unknown key {short(place[-1])}{hint(place[-1], _keys_at(place[:-1], kind, serving))}"
     if problem["type"] == "missing":
         return f"{'.'.join(place)} is missing"
     if problem["type"] == "value_error":
         return f"{prefix}{problem.get('ctx', {}).get('error', problem['msg'])}"
     if problem["type"] == "union_tag_invalid":
         return f"{prefix}kind must be training or serving"
-    return f"{prefix}{problem['msg'][0].lower()}{problem['msg'][1:]}, got {_short(problem['input'])}"
+    return f"{prefix}{problem['msg'][0].lower()}{problem['msg'][1:]}, got {short(problem['input'])}"
 
 
 def _keys_at(place: list[str], kind: type[BaseModel], serving: bool) -> list[str]:
@@ -337,16 +225,3 @@ def _keys_at(place: list[str], kind: type[BaseModel], serving: bool) -> list[str
         "estimate": EstimateSummary,
     }
     return list((by_section[place[-1]] if place else kind).model_fields)
-
-
-def _hint(key: str, known: list[str]) -> str:
-    return suggestion(key[:80], known) or f"; known: {', '.join(known)}"
-
-
-def _short(value: Any) -> str:
-    """A value as a short piece of one line."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
