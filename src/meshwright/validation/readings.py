@@ -1,0 +1,130 @@
+"""How a measurement row's words and gaps are read: every default that stands in for "the source does not say".
+
+In: fields of a row. Out: knobs of a configuration or workload, with a note of each assumption made. Only what a row
+says about the job is read - its numbers, its framework, its stated details - never who published it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.models.fields import Fields
+
+
+@dataclass(frozen=True)
+class RecomputeReading:
+    """Recompute settings that the row may mean, to be tried in order until one fits the device's memory."""
+
+    choices: tuple[tuple[Recompute, int], ...]  # (mode, one layer of every n)
+    note: str | None = None
+
+    @property
+    def stated(self) -> bool:
+        return len(self.choices) == 1
+
+
+UNKNOWN_RECOMPUTE = ((Recompute.NONE, 1), (Recompute.SELECTIVE, 1), (Recompute.FULL, 1))
+
+PARTIAL: tuple[tuple[str, tuple[tuple[Recompute, int], ...]], ...] = (
+    # words in `recompute_detail` -> nearest modes of ours, by the products computed again; the first match counts
+    ("core", ((Recompute.SELECTIVE, 1),)),
+    ("2nd layer full", ((Recompute.FULL, 2),)),
+    ("fraction of blocks", ((Recompute.FULL, 1),)),
+    ("op-level", ((Recompute.FULL, 2),)),  # every other product: about half of a layer
+)
+"""Partial recompute that one of our modes comes near to. Anything else (norms, activation functions, the up-projection
+of MLA, a part of an expert layer) costs next to no products: the least mode that fits."""
+
+
+def recompute(row: Fields) -> RecomputeReading:
+    """`recompute`, in the light of `recompute_detail`."""
+    mode, detail = row.text("recompute"), row.text("recompute_detail").lower()
+    if counted := re.search(r"recomputes (\d+) of (\d+) layers", detail):
+        some, of = int(counted[1]), int(counted[2])
+        return RecomputeReading(((Recompute.FULL, max(1, round(of / max(some, 1)))),))
+    if not mode:
+        return RecomputeReading(UNKNOWN_RECOMPUTE, "recompute: the least that fits")
+    if mode not in tuple(Recompute):
+        raise row.error(f"recompute must be none, selective or full, got {mode[:40]!r}")
+    if mode == Recompute.SELECTIVE and detail:
+        nearest = next((modes for words, modes in PARTIAL if words in detail), UNKNOWN_RECOMPUTE)
+        names = " or ".join(f"{m}" if n == 1 else f"{m} every {n}" for m, n in nearest)
+        return RecomputeReading(nearest, f"recompute: {names} for {detail[:60]!r}")
+    return RecomputeReading(((Recompute(mode), 1),))
+
+
+EARLY_STACKS = frozenset({"megatron-lm", "megatron-deepspeed", "deepspeed-zero3"})
+EARLY_CHIPS = frozenset({"volta", "ampere"})
+
+
+def is_early_megatron(stack: str, architecture: str, precision: Precision) -> bool:
+    """Megatron and its forks as of 2019 to 2022, before flash attention (Dao et al. 2022): those chips, and for
+    Megatron-LM itself, which lived on, fp16."""
+    if stack not in EARLY_STACKS or architecture not in EARLY_CHIPS:
+        return False
+    return stack != "megatron-lm" or precision is Precision.FP16
+
+
+def flash_attention(row: Fields, early: bool) -> bool:
+    """Whether attention runs in a fused kernel that never stores the scores; where nothing is said, in all but early
+    software."""
+    kernel = row.text("attention_impl").lower()
+    if kernel:
+        return kernel not in ("torch", "fused", "eager", "math", "unfused")
+    return not early and "no flash" not in row.text("notes").lower()
+
+
+def gradient_bytes(row: Fields, precision: Precision) -> int:
+    """Bytes of an accumulated (and reduced) gradient element: fp32 unless the row says half precision."""
+    notes = row.text("notes")
+    halved = "fp16 grad accumulation" in notes or "PURE mixed precision" in notes
+    return 2 if halved and precision is not Precision.FP32 else 4
+
+
+def capacity_factor(row: Fields) -> float | None:
+    """Tokens per expert over the mean beyond which they are dropped; None for dropless."""
+    dropped = "moe_token_drop" in (row.texts("flags") or [])
+    return 1.0 if dropped or "capacity factor 1" in row.text("notes") else None
+
+
+def schedule(row: Fields, pp: int, vpp: int) -> Schedule:
+    """1F1B where the source does not say; interleaved where a stage has several chunks."""
+    if pp == 1 or vpp == 1:
+        return Schedule.GPIPE if row.text("schedule").lower() in ("gpipe", "afab") else Schedule.ONE_F_ONE_B
+    return Schedule.INTERLEAVED
+
+
+def zero(row: Fields, replicas: int, node: int) -> tuple[int, int | None, str | None]:
+    """(ZeRO stage, ranks that share the state, assumption). 'fsdp' shards everything over all replicas, 'hsdp' within
+    a group: of the size its note gives, else of a node."""
+    value = row.values.get("zero")
+    if value == "fsdp":
+        return 3, None, None
+    if value == "hsdp":
+        stated = re.search(r"shard group[ =]*(\d+)", row.text("notes"))
+        group = int(stated[1]) if stated else node
+        fitting = max(d for d in range(1, min(group, replicas) + 1) if replicas % d == 0)
+        note = None if stated and fitting == group else f"zero: hsdp shard group of {fitting}"
+        return 3, fitting, note
+    if isinstance(value, str):
+        raise row.error(f"zero must be 0 to 3, 'fsdp' or 'hsdp', got {value[:40]!r}")
+    stage = row.whole("zero", least=0, most=3)
+    return (0, None, "zero: 0") if stage is None else (stage, None, None)
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """What the published memory number counts. `stage` is the one it was taken on (None: the fullest; -1: the last);
+    `whole_device` where it is the driver's figure (nvidia-smi), with context and communicators, not the allocator's."""
+
+    stage: int | None
+    whole_device: bool
+
+
+def memory_kind(row: Fields) -> MemoryReading:
+    """`mem_kind`. Where it says nothing, the allocator's peak on the fullest rank."""
+    words = row.text("mem_kind").lower()
+    stage = -1 if "last rank" in words else 0 if "rank 0" in words or "rank0" in words else None
+    return MemoryReading(stage, "nvidia-smi" in words)

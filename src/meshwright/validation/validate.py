@@ -1,0 +1,51 @@
+"""Score the cost model against a file of measurements: `validate_file(path) -> ValidationReport`.
+
+In: JSON lines of training (or serving) runs. Out: a report. Every row is scored or skipped for a stated reason; a
+malformed line is an InputError that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meshwright.models.fields import Fields
+from meshwright.validation.lines import read_rows
+from meshwright.validation.report import ValidationReport
+from meshwright.validation.scored import Group, ScoredRow, SkippedRow
+from meshwright.validation.shapes import Shapes
+from meshwright.validation.skip import SkippedError
+from meshwright.validation.training import score_training
+from meshwright.validation.training_row import TrainingCase, training_case
+
+
+def validate_file(path: str | Path) -> ValidationReport:
+    """Read, predict and score every row of a file."""
+    path = Path(path)
+    shapes = Shapes()
+    training: list[TrainingCase] = []
+    skipped: list[SkippedRow] = []
+    for row in read_rows(path):
+        group = group_of(row)
+        try:
+            training.append(training_case(row, group, shapes))
+        except SkippedError as reason:
+            skipped.append(SkippedRow(group.id, str(reason)))
+    scored: list[ScoredRow] = []
+    for row in score_training(training):
+        if row.says_anything:
+            scored.append(row)
+        else:
+            skipped.append(SkippedRow(row.group.id, "nothing measured that is predicted"))
+    return ValidationReport(path.name, tuple(scored), tuple(skipped))
+
+
+def group_of(row: Fields) -> Group:
+    """The row's name and the groups it is reported under."""
+    section = row.section("model")
+    experts = section.whole("experts", least=0) if section is not None else None
+    return Group(
+        id=row.text("id", default=row.label.rpartition(":")[2]),
+        family=row.text("family", "framework", default="unnamed"),
+        tier=row.text("tier", default="unrated"),
+        architecture=row.text("dense_or_moe", default="moe" if experts else "dense"),
+    )
