@@ -26,10 +26,14 @@ RankGroups = NDArray[np.int64]  # [groups, size]
 MESH_DIMS = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
 """dp is two mesh dims so that HSDP shards within dp_shard and replicates across dp_replicate."""
 
+BOOKED_ON = {"dp_shard": "dp", "dp_replicate": "dp", "dp_cp": "dp"}
+"""Ledger axis of groups that are part of an axis or stand for it; other groups are booked under their own name."""
+
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """The ranks that share all coordinates with this one but those of `axis`. `ranks` are global, in axis order."""
+    """The ranks that share all coordinates with this one but those of `axis`. `ranks` are global, in axis order;
+    `axis` is the ledger's name."""
 
     axis: str
     group: dist.ProcessGroup
@@ -149,7 +153,7 @@ class ProcessGroupManager:
     def _create(self, axis: str, groups: RankGroups) -> AxisGroup:
         row, column = (int(i) for i in np.argwhere(groups == self.rank)[0])
         members = tuple(int(r) for r in groups[row])
-        return AxisGroup(axis, self._group(axis, members), column, members, self.recorder)
+        return AxisGroup(BOOKED_ON.get(axis, axis), self._group(axis, members), column, members, self.recorder)
 
     def _group(self, axis: str, members: tuple[int, ...]) -> dist.ProcessGroup:
         if len(members) == dist.get_world_size() and dist.group.WORLD is not None:

@@ -1,0 +1,260 @@
+"""The training engine of one rank: chunks, schedule, data parallelism and optimizer put together for a plan.
+
+In: a HybridParallelConfig, a transformers config and a weight source, on every rank of the world. Out: `Engine.step`
+takes this dp rank's sequences and returns loss, gradient norm and token count of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meshwright.errors import InputError
+from meshwright.layout.config import HybridParallelConfig, Precision
+from meshwright.layout.split import layer_ranges
+from meshwright.ledger import Phase
+from meshwright.runtime.collectives import all_reduce
+from meshwright.runtime.data_parallel import PlainDataParallel
+from meshwright.runtime.families import family_of
+from meshwright.runtime.gradients import clip, complete_gradients, global_norm
+from meshwright.runtime.optimizer import LocalOptimizer, LossScaler, OptimizerOptions
+from meshwright.runtime.parallelize import Splitter, split_groups
+from meshwright.runtime.pipeline import ActivationShape, Microbatch, PipelineExecutor
+from meshwright.runtime.process_groups import ProcessGroupManager
+from meshwright.runtime.recompute import Contexts, no_contexts
+from meshwright.runtime.sharded import ShardedDataParallel, shard_chunk
+from meshwright.runtime.slices import TensorSlice, chunk_bounds
+from meshwright.runtime.stage import ChunkPlan, StageModule, StageOptions, build_stage
+from meshwright.runtime.state import LocalParameter, local_tensor, master_copy
+from meshwright.runtime.tensor_parallel.cross_entropy import IGNORED
+from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
+from meshwright.runtime.weights import WeightSource
+from meshwright.schedules.actions import PipelineSchedule
+from meshwright.schedules.builders import build
+from meshwright.schedules.communication import with_communication
+
+COMPUTE_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+TOKENS = "token count"
+LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a plan does not say. `dtype` overrides the plan's precision (parity runs in float64).
+
+    `forward_context` is entered around every forward pass; `recompute_contexts` around recomputation.
+    """
+
+    seq: int
+    optimizer: OptimizerOptions = OptimizerOptions()
+    dtype: torch.dtype | None = None
+    attention: str = "sdpa"
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
+    recompute_contexts: Contexts = no_contexts
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one step over the global batch; `loss` is the mean over its tokens. `skipped`: fp16 overflow."""
+
+    loss: float
+    gradient_norm: float
+    tokens: int
+    learning_rate: float
+    skipped: bool = False
+
+
+@dataclass
+class Engine:
+    """One rank of a training job. Build with `build_engine`."""
+
+    config: HybridParallelConfig
+    groups: ProcessGroupManager
+    chunks: dict[int, StageModule]
+    parameters: list[LocalParameter]
+    data_parallel: PlainDataParallel | ShardedDataParallel
+    executor: PipelineExecutor
+    optimizer: LocalOptimizer
+    options: EngineOptions
+    scaler: LossScaler | None
+    steps_done: int = field(default=0)
+
+    @property
+    def sharded(self) -> bool:
+        return isinstance(self.data_parallel, ShardedDataParallel)
+
+    def step(self, tokens: Tensor, labels: Tensor) -> StepResult:
+        """Train on this dp rank's sequences [global_batch / dp, seq]; labels are shifted already, -100 is ignored."""
+        loss, count = self.gradients(tokens, labels)
+        scale = self.scaler.scale if self.scaler else 1.0
+        norm = global_norm(self.parameters, self.groups, self.sharded) / scale
+        accepted = self.scaler.update(float(norm)) if self.scaler else True
+        rate = self.optimizer.options.rate(self.steps_done)
+        if accepted:
+            if scale != 1.0:
+                self._unscale(scale)
+            limit = self.optimizer.options.clip_norm
+            if limit is not None:
+                clip(self.parameters, norm, limit)
+            rate = self.optimizer.step(self.steps_done)
+        self.steps_done += 1
+        return StepResult(loss, float(norm), count, rate, skipped=not accepted)
+
+    def gradients(self, tokens: Tensor, labels: Tensor) -> tuple[float, int]:
+        """Forward and backward of the global batch: complete, unclipped gradients, the mean loss, the token count."""
+        count = self._count_tokens(labels)
+        self.data_parallel.begin()
+        # gradients are averaged over dp x cp: the mean over all tokens is the average of (replicas / tokens) x sums
+        replicas = self.config.dp * self.config.cp
+        scale = replicas / max(1, count) * (self.scaler.scale if self.scaler else 1.0)
+        summed = self.executor.run(list(self._microbatches(tokens, labels)), scale)
+        self.data_parallel.finish()
+        complete_gradients(self.parameters, self.groups)
+        return self._mean_loss(summed, count), count
+
+    def _microbatches(self, tokens: Tensor, labels: Tensor) -> Iterator[Microbatch]:
+        size = self.config.micro_batch
+        expected = (self.config.num_microbatches * size, self.options.seq)
+        if tuple(tokens.shape) != expected or tuple(labels.shape) != expected:
+            raise InputError(f"this dp rank's batch must be {list(expected)} tokens, got {list(tokens.shape)}")
+        for start in range(0, expected[0], size):
+            yield Microbatch(tokens[start : start + size], labels[start : start + size])
+
+    def _count_tokens(self, labels: Tensor) -> int:
+        count = (labels != IGNORED).sum()
+        with self.groups.recorder.during(Phase.FORWARD):
+            all_reduce(count, self.groups.axis("dp_cp"), TOKENS)
+        return int(count)
+
+    def _mean_loss(self, summed: Tensor | None, count: int) -> float:
+        """The sum of the last stage, over dp and known to all stages."""
+        device = self.groups.device.torch
+        total = torch.zeros((), dtype=torch.float64, device=device) if summed is None else summed.double()
+        with self.groups.recorder.during(Phase.FORWARD):
+            all_reduce(total, self.groups.axis("dp_cp"), LOSS)
+            all_reduce(total, self.groups.axis("pp"), LOSS)
+        return float(total) / max(1, count)
+
+    def _unscale(self, scale: float) -> None:
+        for parameter in self.parameters:
+            assert parameter.gradient is not None
+            parameter.gradient.div_(scale)
+
+
+def build_engine(
+    config: HybridParallelConfig,
+    model_config: Any,
+    groups: ProcessGroupManager,
+    source: WeightSource,
+    options: EngineOptions,
+) -> Engine:
+    """Cut, split, fill and shard this rank's chunks, and make them ready to train."""
+    _refuse_unsupported(config, options)
+    split_groups(groups, model_config)
+    schedule = pipeline_schedule(config)
+    compute = options.dtype or COMPUTE_DTYPES[config.precision]
+    shards = config.zero > 0 and groups.axis("dp_shard").size * config.cp > 1
+    stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
+    chunks, parameters = _build_chunks(config, model_config, groups, source, options, schedule, stored)
+    if shards:
+        for module in chunks.values():
+            shard_chunk(module, groups, config.zero, None if stored == compute else compute)
+    local = _local_parameters(chunks, parameters, groups, shards)
+    data_parallel = (
+        ShardedDataParallel(local, chunks, config.zero) if shards else PlainDataParallel(local, groups.axis("dp_cp"))
+    )
+    executor = PipelineExecutor(
+        schedule,
+        chunks,
+        groups.axis("pp"),
+        activation_shape(config, model_config, options.seq, compute, groups.device.torch),
+        data_parallel.before_backward,
+        options.forward_context,
+    )
+    optimizer = LocalOptimizer(local, options.optimizer)
+    scaler = LossScaler() if compute == torch.float16 else None
+    return Engine(config, groups, chunks, local, data_parallel, executor, optimizer, options, scaler)
+
+
+def pipeline_schedule(config: HybridParallelConfig, forward_only: bool = False) -> PipelineSchedule:
+    """The plan's schedule with its messages."""
+    built = build(config.schedule, config.pp, config.num_microbatches, config.vpp, forward_only)
+    return with_communication(built)
+
+
+def activation_shape(
+    config: HybridParallelConfig, model_config: Any, seq: int, dtype: torch.dtype, device: torch.device
+) -> ActivationShape:
+    shards = config.cp * (config.tp if config.sequence_parallel else 1)
+    return ActivationShape((config.micro_batch, seq // shards, int(model_config.hidden_size)), dtype, device)
+
+
+def _refuse_unsupported(config: HybridParallelConfig, options: EngineOptions) -> None:
+    if config.num_microbatches < 1 or config.global_batch % (config.dp * config.micro_batch):
+        raise InputError(
+            f"global_batch={config.global_batch} is not a multiple of dp x micro_batch = "
+            f"{config.dp * config.micro_batch}"
+        )
+    if config.sequence_parallel and options.seq % config.tp:
+        raise InputError(f"sequence parallelism needs tp={config.tp} to divide the sequence of {options.seq} tokens")
+    for size, name in ((config.cp, "cp"), (config.ep, "ep"), (config.expert_tp, "expert_tp")):
+        if size > 1:
+            raise InputError(f"{name}={size} cannot be trained: this runtime splits over dp, pp and tp; use {name}=1")
+    if options.dtype is None and config.precision not in COMPUTE_DTYPES:
+        known = ", ".join(COMPUTE_DTYPES)
+        raise InputError(f"precision {config.precision} cannot be trained here; use one of {known}")
+
+
+def _build_chunks(
+    config: HybridParallelConfig,
+    model_config: Any,
+    groups: ProcessGroupManager,
+    source: WeightSource,
+    options: EngineOptions,
+    schedule: PipelineSchedule,
+    stored: torch.dtype,
+) -> tuple[dict[int, StageModule], dict[int, dict[str, TensorSlice]]]:
+    region = TensorParallelRegion(groups.axis("tp"), config.sequence_parallel and config.tp > 1)
+    splitter = Splitter(family_of(model_config), model_config, region)
+    stage_options = StageOptions(
+        stored,
+        groups.device.torch,
+        config.recompute,
+        config.recompute_every,
+        options.recompute_contexts,
+        options.attention,
+    )
+    tp_mesh = groups.mesh["tp"] if config.tp > 1 else None
+    ranges = layer_ranges(config, int(model_config.num_hidden_layers))
+    chunks: dict[int, StageModule] = {}
+    slices: dict[int, dict[str, TensorSlice]] = {}
+    for chunk in schedule.chunks_of(groups.axis("pp").rank):
+        plan = ChunkPlan(ranges[chunk], chunk == 0, chunk == len(ranges) - 1)
+        stage = build_stage(plan, splitter, source, stage_options, tp_mesh)
+        chunks[chunk], slices[chunk] = stage.module, stage.slices
+    return chunks, slices
+
+
+def _local_parameters(
+    chunks: dict[int, StageModule],
+    slices: dict[int, dict[str, TensorSlice]],
+    groups: ProcessGroupManager,
+    shards: bool,
+) -> list[LocalParameter]:
+    local: list[LocalParameter] = []
+    shard = groups.axis("dp_shard")
+    for chunk, module in chunks.items():
+        tied = module.tied_weight_name()
+        for name, live in module.named_parameters():
+            assert isinstance(live, torch.nn.Parameter)
+            piece = slices[chunk][name]
+            length = piece.local_shape[0] if piece.local_shape else 0
+            rows = chunk_bounds(length, shard.rank, shard.size) if shards else (0, length)
+            master = master_copy(local_tensor(live))
+            local.append(LocalParameter(name, chunk, live, piece, rows, master, tied=name == tied))
+    return local

@@ -1,0 +1,176 @@
+"""Turn the modules of a Hugging Face decoder into tensor-parallel ones, following the family's description.
+
+In: meta-device modules and a `Splitter`. Out: the same modules with their products replaced in place; parameters stay on
+the meta device with their local shapes, and `parameter_slices` says which part of which tensor each one is.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from meshwright.errors import InputError
+from meshwright.runtime.families import Family, Product, Split, Units, unit_count
+from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
+from meshwright.runtime.slices import GradientSum, TensorSlice, chunk_bounds
+from meshwright.runtime.tensor_parallel.attention import head_slice
+from meshwright.runtime.tensor_parallel.embedding import VocabParallelEmbedding
+from meshwright.runtime.tensor_parallel.linear import (
+    ColumnParallelLinear,
+    FusedColumnParallelLinear,
+    RowParallelLinear,
+    Slices,
+    even_blocks,
+)
+from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """What splitting a module needs to know: the family, its config, and the tp region."""
+
+    family: Family
+    config: Any
+    region: TensorParallelRegion
+
+    @property
+    def tp(self) -> AxisGroup:
+        return self.region.axis
+
+    def layer(self, layer: nn.Module, prefix: str) -> None:
+        """Split one decoder layer in place. `prefix` is its full name, with a dot at the end."""
+        self._refuse_unknown_parts(layer, prefix)
+        for product in self.family.products:
+            name, parent = product.path.rpartition(".")[2], layer.get_submodule(product.path.rpartition(".")[0])
+            replaced = self._product(product, layer.get_submodule(product.path), prefix + product.path)
+            setattr(parent, name, replaced)
+        self._make_counts_local(layer.get_submodule(self.family.attention))
+        for block in (self.family.attention, self.family.mlp):
+            self.region.hook(layer.get_submodule(block))
+
+    def embedding(self, embedding: nn.Module, name: str) -> VocabParallelEmbedding:
+        assert isinstance(embedding, nn.Embedding)
+        rows = self.vocabulary_rows(f"{name}.weight", tuple(embedding.weight.shape))
+        scale = getattr(embedding, "scalar_embed_scale", None)
+        return VocabParallelEmbedding(rows, self.region, embedding.padding_idx, scale)
+
+    def head(self, head: nn.Module, name: str, weight_name: str) -> ColumnParallelLinear:
+        """`weight_name` is the embedding's where the two are tied."""
+        assert isinstance(head, nn.Linear)
+        slices = {"weight": self.vocabulary_rows(weight_name, tuple(head.weight.shape))}
+        if head.bias is not None:
+            slices["bias"] = self.vocabulary_rows(f"{name}.bias", tuple(head.bias.shape))
+        return ColumnParallelLinear(slices)
+
+    def vocabulary_rows(self, name: str, shape: tuple[int, ...]) -> TensorSlice:
+        start, stop = chunk_bounds(shape[0], self.tp.rank, self.tp.size)
+        last_start, last_stop = chunk_bounds(shape[0], self.tp.size - 1, self.tp.size)
+        if last_start == last_stop:
+            raise InputError(f"tp={self.tp.size} leaves ranks without a row of the vocabulary of {shape[0]}")
+        return TensorSlice(name, shape, 0, start, stop, shape[0])
+
+    def _product(self, product: Product, linear: nn.Module, name: str) -> nn.Module:
+        shapes = {n: tuple(p.shape) for n, p in linear.named_parameters()}
+        split_dim = 1 if (product.split is Split.ROW) != product.transposed else 0
+        if product.split is Split.ROW:
+            slices = {"weight": self._slice(f"{name}.weight", shapes["weight"], product.blocks[0], split_dim)}
+            if "bias" in shapes:
+                # added after the sum: under sequence parallelism to this rank's tokens only
+                partial = GradientSum.TP if self.region.sequence_parallel else GradientSum.NONE
+                slices["bias"] = self._replicated(f"{name}.bias", shapes["bias"], partial)
+            return RowParallelLinear(slices, self.region, product.transposed)
+        blocks: list[Slices] = []
+        for units, (start, stop) in zip(product.blocks, self._block_bounds(product, shapes, split_dim), strict=True):
+            block: dict[str, TensorSlice] = {}
+            for tensor, shape in shapes.items():
+                dim = split_dim if tensor == "weight" else 0
+                block[tensor] = self._block(f"{name}.{tensor}", shape, units, dim, start, stop)
+            blocks.append(block)
+        if len(blocks) == 1:
+            return ColumnParallelLinear(blocks[0], product.transposed)
+        return FusedColumnParallelLinear(blocks, product.transposed)
+
+    def _block_bounds(self, product: Product, shapes: dict[str, tuple[int, ...]], dim: int) -> list[tuple[int, int]]:
+        """Where each block of a fused weight begins and ends along the split dimension."""
+        width = shapes["weight"][dim]
+        if product.blocks[0] is Units.MLP:
+            return even_blocks([width // len(product.blocks)] * len(product.blocks))
+        counts = [unit_count(self.config, units) or 0 for units in product.blocks]
+        return even_blocks([width // sum(counts) * count for count in counts])
+
+    def _block(self, name: str, shape: tuple[int, ...], units: Units, dim: int, start: int, stop: int) -> TensorSlice:
+        alone = (*shape[:dim], stop - start, *shape[dim + 1 :])
+        piece = self._slice(name, alone, units, dim)
+        return replace(piece, shape=shape, start=piece.start + start, stop=piece.stop + start)
+
+    def _slice(self, name: str, shape: tuple[int, ...], units: Units, dim: int) -> TensorSlice:
+        count = unit_count(self.config, units) or shape[dim]
+        if units is not Units.KV_HEADS and count % self.tp.size:
+            raise InputError(f"tp={self.tp.size} does not divide {count} {units} ({name})")
+        return head_slice(name, shape, count, self.tp, dim)
+
+    def _replicated(self, name: str, shape: tuple[int, ...], gradient_sum: GradientSum) -> TensorSlice:
+        if self.tp.size == 1:
+            return TensorSlice(name, shape)
+        return TensorSlice(name, shape, copy=self.tp.rank, copies=self.tp.size, gradient_sum=gradient_sum)
+
+    def _make_counts_local(self, attention: nn.Module) -> None:
+        """Head counts that the attention module keeps for itself must be those of this rank."""
+        heads = unit_count(self.config, Units.HEADS) or 0
+        kv_heads = unit_count(self.config, Units.KV_HEADS) or 0
+        own_heads, own_kv_heads = heads // self.tp.size, max(1, kv_heads // self.tp.size)
+        local_counts = {
+            "num_key_value_groups": own_heads // own_kv_heads,
+            "num_key_value_heads": own_kv_heads,
+            "num_heads": own_heads,
+        }
+        for attribute, count in local_counts.items():
+            if hasattr(attention, attribute):
+                setattr(attention, attribute, count)
+        if self.family.local_config_heads:
+            own_config = copy.copy(self.config)
+            own_config.num_attention_heads = own_heads
+            attention.config = own_config
+        if self.family.split_size:
+            attention.split_size = int(attention.split_size) // self.tp.size  # pyright: ignore[reportArgumentType]
+
+    def _refuse_unknown_parts(self, layer: nn.Module, prefix: str) -> None:
+        known = (*(p.path for p in self.family.products), *self.family.norms, *self.family.head_norms)
+        for name, _ in layer.named_parameters():
+            if name.rpartition(".")[0] not in known:
+                raise InputError(
+                    f"model type '{self.config.model_type}': it is not known how {prefix}{name} splits over tp"
+                )
+
+
+def parameter_slices(stage: nn.Module, splitter: Splitter) -> dict[str, TensorSlice]:
+    """The slice behind every parameter of a split stage, by its name in the stage (tied parameters once)."""
+    slices: dict[str, TensorSlice] = {}
+    for name, parameter in stage.named_parameters():
+        owner_name, _, tensor = name.rpartition(".")
+        owned = getattr(stage.get_submodule(owner_name), "slices", None)
+        slices[name] = owned[tensor] if owned else _replicated_slice(name, parameter, splitter)
+    return slices
+
+
+def _replicated_slice(name: str, parameter: Tensor, splitter: Splitter) -> TensorSlice:
+    """Norms and position embeddings: whole on every tp rank. Their gradient is this rank's tokens' (sequence parallel)
+    or this rank's heads' (norms of single heads), or already complete."""
+    family, tp = splitter.family, splitter.tp
+    if tp.size == 1:
+        return TensorSlice(name, tuple(parameter.shape))
+    by_head = any(f".{norm}." in name for norm in family.head_norms)
+    partial = by_head or splitter.region.sequence_parallel
+    gradient_sum = GradientSum.TP if partial else GradientSum.NONE
+    return TensorSlice(name, tuple(parameter.shape), copy=tp.rank, copies=tp.size, gradient_sum=gradient_sum)
+
+
+def split_groups(groups: ProcessGroupManager, config: Any) -> None:
+    """Create the group of tp ranks that hold the same KV head, where there are fewer heads than ranks."""
+    kv_heads = unit_count(config, Units.KV_HEADS) or 1
+    tp = groups.axis("tp").size
+    if tp > kv_heads and tp % kv_heads == 0:
+        groups.split_axis("kv", "tp", tp // kv_heads)

@@ -1,0 +1,230 @@
+"""Execute a pipeline schedule: any valid list of actions, over batched isend/irecv, with reused receive buffers.
+
+In: a schedule with its messages, the chunk modules of this stage, and the microbatches of a step. Out: the summed loss
+(on the stage that holds the last chunk). One stage without peers is the case without messages: gradient accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from meshwright.errors import InputError
+from meshwright.ledger import Collective, Phase
+from meshwright.runtime.collectives import tensor_bytes
+from meshwright.runtime.process_groups import AxisGroup
+from meshwright.runtime.stage import StageModule
+from meshwright.schedules.actions import COMMUNICATION, SENDS, Action, ActionKind, PipelineSchedule
+from meshwright.schedules.communication import batches
+
+ACTIVATION = "activation"
+GRADIENT = "activation gradient"
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Token ids and labels, [b, s] each."""
+
+    tokens: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ActivationShape:
+    """What travels between stages: shape and dtype of hidden states outside tensor-parallel blocks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class BufferPool:
+    """Receive buffers of one shape, handed out and taken back; as many exist as were ever live at once."""
+
+    def __init__(self, shape: ActivationShape) -> None:
+        self._shape = shape
+        self._free: list[Tensor] = []
+        self.created = 0
+
+    def take(self) -> Tensor:
+        if self._free:
+            return self._free.pop()
+        self.created += 1
+        return torch.empty(self._shape.shape, dtype=self._shape.dtype, device=self._shape.device)
+
+    def give_back(self, buffer: Tensor) -> None:
+        self._free.append(buffer)
+
+
+@dataclass
+class Incoming:
+    """A receive under way and its buffer."""
+
+    buffer: Tensor
+    works: list[dist.Work] = field(default_factory=list[dist.Work])
+
+    def wait(self) -> Tensor:
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+        return self.buffer
+
+
+Key = tuple[int, int]
+"""(chunk, microbatch)"""
+
+
+@dataclass
+class Live:
+    """What a stage holds between the actions of a step."""
+
+    inputs: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    outputs: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    incoming: dict[Action, Incoming] = field(default_factory=dict[Action, Incoming])
+    handed_over: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])  # output for the next chunk, same stage
+    input_gradients: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    buffers: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list[tuple[dist.Work, Tensor]])
+
+
+BeforeBackward = Callable[[int, bool], None]
+"""Called with the chunk before each of its backward passes, and whether it is the last of the step."""
+
+
+class PipelineExecutor:
+    """Runs one stage of a schedule. Build it once; `run` executes a step."""
+
+    def __init__(
+        self,
+        schedule: PipelineSchedule,
+        chunks: dict[int, StageModule],
+        pp: AxisGroup,
+        activation: ActivationShape,
+        before_backward: BeforeBackward = lambda chunk, last: None,
+        forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        split = {ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT}
+        if any(a.kind in split for stage in schedule.actions for a in stage):
+            raise InputError(
+                f"schedule {schedule.schedule} splits the backward pass, which this runtime does not do; "
+                "use gpipe, 1f1b or interleaved-1f1b"
+            )
+        self.schedule = schedule
+        self.chunks = chunks
+        self.pp = pp
+        self.pool = BufferPool(activation)
+        self._steps = batches(schedule.actions[pp.rank])
+        self._last_backward = {a.chunk: a for a in schedule.actions[pp.rank] if a.kind is ActionKind.BACKWARD}
+        self._before_backward = before_backward
+        self._forward_context = forward_context
+        self._message_bytes = tensor_bytes(torch.empty(activation.shape, dtype=activation.dtype, device="meta"))
+
+    def run(self, microbatches: Sequence[Microbatch], loss_scale: float = 1.0) -> Tensor | None:
+        """One step. Gradients are those of `loss_scale` times the summed token losses; the sum itself is returned,
+        detached, by the stage of the last chunk."""
+        if len(microbatches) != self.schedule.microbatches:
+            raise ValueError(f"schedule of {self.schedule.microbatches} microbatches got {len(microbatches)}")
+        live = Live()
+        losses: list[Tensor] = []
+        for step in self._steps:
+            action = step[0]
+            if action.kind in COMMUNICATION:
+                self._communicate(step, live)
+            elif action.kind is ActionKind.FORWARD:
+                with self.pp.recorder.during(Phase.FORWARD):
+                    loss = self._forward(action, microbatches[action.microbatch], live)
+                if loss is not None:
+                    losses.append(loss)
+            else:
+                with self.pp.recorder.during(Phase.BACKWARD):
+                    self._backward(action, loss_scale, live)
+        for work, _ in live.sends:
+            work.wait()
+        return torch.stack(losses).sum() if losses else None
+
+    def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
+        key = (action.chunk, action.microbatch)
+        module = self.chunks[action.chunk]
+        trains = not self.schedule.forward_only
+        hidden = self._input(action, microbatch, live).detach()
+        if trains and not module.plan.first:
+            hidden.requires_grad_()
+        with torch.set_grad_enabled(trains), self._forward_context():
+            output = module(hidden, microbatch.labels if module.plan.last else None)
+        if trains:
+            live.inputs[key], live.outputs[key] = hidden, output
+        elif key in live.buffers:
+            self.pool.give_back(live.buffers.pop(key))
+        if module.plan.last:
+            return output.detach()
+        if self.schedule.sends_forward(action.chunk):
+            live.outputs.setdefault(key, output)
+        else:
+            live.handed_over[key] = output.detach()
+        return None
+
+    def _input(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor:
+        chunk, index = action.chunk, action.microbatch
+        if self.chunks[chunk].plan.first:
+            return microbatch.tokens
+        if not self.schedule.sends_forward(chunk - 1):
+            return live.handed_over.pop((chunk - 1, index))
+        received = live.incoming.pop(Action(ActionKind.RECEIVE_FORWARD, chunk, index)).wait()
+        live.buffers[(chunk, index)] = received
+        return received
+
+    def _backward(self, action: Action, loss_scale: float, live: Live) -> None:
+        chunk, index = key = (action.chunk, action.microbatch)
+        self._before_backward(chunk, self._last_backward[chunk] == action)
+        hidden, output = live.inputs.pop(key), live.outputs.pop(key)
+        received: Tensor | None = None
+        if self.chunks[chunk].plan.last:
+            torch.autograd.backward(output * loss_scale)
+        elif self.schedule.sends_forward(chunk):
+            received = live.incoming.pop(Action(ActionKind.RECEIVE_BACKWARD, chunk, index)).wait()
+            torch.autograd.backward(output, received)
+        else:
+            torch.autograd.backward(output, live.input_gradients.pop((chunk + 1, index)))
+        if hidden.grad is not None:
+            live.input_gradients[key] = hidden.grad
+        for buffer in (received, live.buffers.pop(key, None)):
+            if buffer is not None:
+                self.pool.give_back(buffer)
+
+    def _communicate(self, messages: tuple[Action, ...], live: Live) -> None:
+        """Post a run of messages as one batch. Receives are waited for where their tensor is used, sends at the end
+        of the step."""
+        operations: list[dist.P2POp] = []
+        tensors: list[Tensor] = []
+        for action in messages:
+            tensor = self._outgoing(action, live) if action.kind in SENDS else self.pool.take()
+            call = dist.isend if action.kind in SENDS else dist.irecv
+            peer = self.pp.ranks[self.schedule.peer(action)]
+            operations.append(dist.P2POp(call, tensor, peer, self.pp.group))
+            tensors.append(tensor)
+            self._record(action)
+        works = dist.batch_isend_irecv(operations)
+        for i, (action, tensor) in enumerate(zip(messages, tensors, strict=True)):
+            own = [works[i]] if len(works) == len(messages) else list(works)  # NCCL gives one work for the batch
+            if action.kind in SENDS:
+                live.sends += [(work, tensor) for work in own]
+            else:
+                live.incoming[action] = Incoming(tensor, own)
+
+    def _outgoing(self, action: Action, live: Live) -> Tensor:
+        key = (action.chunk, action.microbatch)
+        if action.kind is ActionKind.SEND_BACKWARD:
+            return live.input_gradients.pop(key).contiguous()
+        output = live.outputs.pop(key) if self.schedule.forward_only else live.outputs[key]
+        return output.detach().contiguous()
+
+    def _record(self, action: Action) -> None:
+        forward = action.kind in (ActionKind.SEND_FORWARD, ActionKind.RECEIVE_FORWARD)
+        collective = Collective.SEND if action.kind in SENDS else Collective.RECEIVE
+        with self.pp.recorder.during(Phase.FORWARD if forward else Phase.BACKWARD):
+            self.pp.record(collective, ACTIVATION if forward else GRADIENT, self._message_bytes)

@@ -1,0 +1,120 @@
+"""ZeRO-1, 2, 3 and HSDP by FSDP2 over a stage's chunks, with its collectives recorded and its timing under our control.
+
+    ZeRO-1  weights gathered once per step, gradients reduce-scattered in the last backward pass only
+    ZeRO-2  weights gathered once per step, gradients reduce-scattered in every backward pass
+    ZeRO-3  weights gathered before and freed after every forward and backward pass
+Each decoder layer is one unit; embedding, final norm and head of a chunk are another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+from meshwright.ledger import Collective
+from meshwright.runtime.collectives import tensor_bytes
+from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
+from meshwright.runtime.stage import StageModule
+from meshwright.runtime.state import LocalParameter, local_tensor
+
+WEIGHTS = "weights"
+GRADIENTS = "gradients"
+REPLICA_GRADIENTS = "gradients across replicas of the shards"
+
+
+class RecordedAllGather(AllGather):
+    """FSDP2's all-gather of weights, written into the ledger."""
+
+    def __init__(self, axis: AxisGroup) -> None:
+        self._axis = axis
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        self._axis.record(Collective.ALL_GATHER, WEIGHTS, tensor_bytes(output_tensor))
+        return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class RecordedReduceScatter(ReduceScatter):
+    """FSDP2's reduce-scatter of gradients, written into the ledger, and under HSDP the all-reduce that follows it."""
+
+    def __init__(self, axis: AxisGroup, replicas: AxisGroup) -> None:
+        self._axis = axis
+        self._replicas = replicas
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        self._axis.record(Collective.REDUCE_SCATTER, GRADIENTS, tensor_bytes(input_tensor))
+        if self._replicas.size > 1:
+            self._replicas.record(Collective.ALL_REDUCE, REPLICA_GRADIENTS, tensor_bytes(output_tensor))
+        return dist.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
+
+
+def shard_mesh(groups: ProcessGroupManager) -> DeviceMesh:
+    """The mesh FSDP2 shards over: dp_shard x cp, with replicas as an outer dim where there are any (HSDP)."""
+    mesh = groups.mesh
+    shard = "dp_shard"
+    if groups.config.cp > 1:
+        mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
+        shard = "dp_shard_cp"
+    return mesh["dp_replicate", shard] if groups.axis("dp_replicate").size > 1 else mesh[shard]
+
+
+def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, compute: torch.dtype | None) -> None:
+    """Apply FSDP2 to a chunk in place. `compute`: dtype of gathered weights (None: as stored)."""
+    mesh = shard_mesh(groups)
+    precise = None if compute is None else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=precise, cast_forward_inputs=False)
+    reshard = zero >= 3
+    for layer in module.layers.values():
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            # gloo cannot pre-multiply: it sums or averages
+            unit.set_custom_all_gather(RecordedAllGather(groups.axis("dp_shard")))
+            unit.set_custom_reduce_scatter(RecordedReduceScatter(groups.axis("dp_shard"), groups.axis("dp_replicate")))
+
+
+class ShardedDataParallel:
+    """The same three calls per step as PlainDataParallel, over FSDP2 modules."""
+
+    def __init__(self, parameters: Sequence[LocalParameter], chunks: dict[int, StageModule], zero: int) -> None:
+        self._parameters = list(parameters)
+        self._chunks = chunks
+        self._zero = zero
+
+    def begin(self) -> None:
+        for parameter in self._parameters:
+            parameter.live.grad = None
+            parameter.gradient = None
+
+    def before_backward(self, chunk: int, last: bool) -> None:
+        module = self._chunks[chunk]
+        assert isinstance(module, FSDPModule)
+        module.set_is_last_backward(last)
+        module.set_requires_gradient_sync(self._zero >= 2 or last)
+        module.set_reshard_after_backward(self._zero >= 3 or last)
+
+    def finish(self) -> None:
+        for parameter in self._parameters:
+            grad = parameter.live.grad
+            parameter.gradient = torch.zeros_like(parameter.master) if grad is None else local_tensor(grad)

@@ -1,0 +1,217 @@
+"""A pipeline chunk as a module: embedding, decoder layers, norm and head of a Hugging Face model, as far as it has them.
+
+In: token ids [b, s] (first chunk) or hidden states [b, s or s/tp, h], and labels [b, s] on the last chunk. Out: hidden
+states, or the sum of the token losses. Layers are keyed by their global index, so parameter names are those of the
+unsharded model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from meshwright.layout.config import Recompute
+from meshwright.runtime.families import Family
+from meshwright.runtime.parallelize import Splitter, parameter_slices
+from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
+from meshwright.runtime.slices import TensorSlice
+from meshwright.runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear
+from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
+from meshwright.runtime.weights import WeightSource, draw_buffers, materialize, meta_model
+
+HEAD_INPUT = "head input"
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Which part of the model a chunk is."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+class StageModule(nn.Module):
+    """One chunk. Children carry the names of the Hugging Face model: `model.layers.7...`, `lm_head`."""
+
+    def __init__(self, whole: nn.Module, plan: ChunkPlan, splitter: Splitter) -> None:
+        super().__init__()
+        family = splitter.family
+        self.plan = plan
+        self.family: Family = family
+        self.config: Any = splitter.config
+        self.region: TensorParallelRegion = splitter.region
+        self.tied = bool(self.config.tie_word_embeddings)
+        decoder = whole.get_submodule(family.base)
+        base = nn.Module()
+        if plan.first:
+            self._take_embedding(base, decoder, splitter)
+        layers = nn.ModuleDict()
+        all_layers = decoder.get_submodule(family.layers)
+        for index in plan.layers:
+            layer = all_layers.get_submodule(str(index))
+            splitter.layer(layer, f"{family.base}.{family.layers}.{index}.")
+            layers[str(index)] = layer
+        base.add_module(family.layers, layers)
+        if family.rotary:
+            base.add_module(family.rotary, decoder.get_submodule(family.rotary))
+        if plan.last:
+            base.add_module(family.final_norm, decoder.get_submodule(family.final_norm))
+        self.add_module(family.base, base)
+        if plan.last:
+            self._take_head(whole, splitter)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.get_submodule(self.family.base)
+
+    @property
+    def layers(self) -> nn.ModuleDict:
+        layers = self.decoder.get_submodule(self.family.layers)
+        assert isinstance(layers, nn.ModuleDict)
+        return layers
+
+    @property
+    def head(self) -> ColumnParallelLinear:
+        head = self.get_submodule("lm_head")
+        assert isinstance(head, ColumnParallelLinear)
+        return head
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.plan.first:
+            batch, seq = inputs.shape
+        else:
+            batch, seq = inputs.shape[0], inputs.shape[1] * self._sequence_shards
+        positions = torch.arange(seq, device=inputs.device).unsqueeze(0)
+        hidden = self._embed(inputs, positions) if self.plan.first else inputs
+        proxy = hidden.new_empty((batch, seq, 1))  # tells masks and rotary embeddings the whole shape and dtype
+        masks: dict[str, Tensor | None] = {}
+        rotations: dict[str | None, Any] = {}
+        for index, layer in self.layers.items():
+            kind = self._layer_type(int(index))
+            rotary_kind = kind if self.family.rotary_by_layer else None
+            if kind not in masks:
+                masks[kind] = self._mask(kind, proxy, positions)
+            keywords: dict[str, Any] = {"attention_mask": masks[kind], "position_ids": positions}
+            if self.family.rotary:
+                if rotary_kind not in rotations:
+                    rotations[rotary_kind] = self._rotate(rotary_kind, proxy, positions)
+                keywords["position_embeddings"] = rotations[rotary_kind]
+            hidden = layer(hidden, **keywords)
+        return self._loss(hidden, labels) if self.plan.last and labels is not None else self._logits_or_hidden(hidden)
+
+    @property
+    def _sequence_shards(self) -> int:
+        return self.region.axis.size if self.region.sequence_parallel else 1
+
+    def _logits_or_hidden(self, hidden: Tensor) -> Tensor:
+        return self._logits(hidden) if self.plan.last else hidden
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        hidden = self.decoder.get_submodule(self.family.embedding)(tokens)
+        if self.family.position_embedding:
+            own_positions = self.region.own_tokens(positions)
+            hidden = hidden + self.decoder.get_submodule(self.family.position_embedding)(own_positions)
+        if self.family.embedding_dropout:
+            hidden = self.decoder.get_submodule(self.family.embedding_dropout)(hidden)
+        return hidden
+
+    def _layer_type(self, index: int) -> str:
+        """'full_attention' or 'sliding_attention'."""
+        if self.family.layer_mask == "by layer":
+            return str(self.config.layer_types[index])
+        slides = self.family.layer_mask == "sliding" and self.config.sliding_window is not None
+        return "sliding_attention" if slides else "full_attention"
+
+    def _mask(self, kind: str, proxy: Tensor, positions: Tensor) -> Tensor | None:
+        make = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
+        return make(  # pyright: ignore[reportReturnType]
+            config=self.config, inputs_embeds=proxy, attention_mask=None, past_key_values=None, position_ids=positions
+        )
+
+    def _rotate(self, kind: str | None, proxy: Tensor, positions: Tensor) -> Any:
+        rotary = self.decoder.get_submodule(self.family.rotary or "")
+        return rotary(proxy, positions) if kind is None else rotary(proxy, positions, kind)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[b, s, v/tp]"""
+        normed = self.decoder.get_submodule(self.family.final_norm)(hidden)
+        logits = self.head(self.region.enter(normed, HEAD_INPUT))
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = self._logits(hidden)
+        first_row = self.head.slices["weight"].start
+        flat = logits.reshape(-1, logits.shape[-1])
+        return vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
+
+    def _take_embedding(self, base: nn.Module, decoder: nn.Module, splitter: Splitter) -> None:
+        family = self.family
+        name = f"{family.base}.{family.embedding}"
+        base.add_module(family.embedding, splitter.embedding(decoder.get_submodule(family.embedding), name))
+        for part in (family.position_embedding, family.embedding_dropout):
+            if part:
+                base.add_module(part, decoder.get_submodule(part))
+
+    def _take_head(self, whole: nn.Module, splitter: Splitter) -> None:
+        weight_name = f"{self.family.base}.{self.family.embedding}.weight" if self.tied else "lm_head.weight"
+        head = splitter.head(whole.get_submodule("lm_head"), "lm_head", weight_name)
+        if self.tied and self.plan.first:
+            head.register_parameter("weight", self._embedding_weight())
+        self.add_module("lm_head", head)
+
+    def _embedding_weight(self) -> nn.Parameter:
+        weight = self.decoder.get_submodule(self.family.embedding).get_parameter("weight")
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def tied_weight_name(self) -> str | None:
+        """The parameter of this chunk that another chunk holds a copy of, if any."""
+        if not self.tied or self.plan.first == self.plan.last:
+            return None
+        return f"{self.family.base}.{self.family.embedding}.weight" if self.plan.first else "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A chunk with storage: the module and the slice behind each of its parameters."""
+
+    module: StageModule
+    slices: dict[str, TensorSlice]
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How chunks compute: weights' dtype, where, and what is recomputed. `contexts` wrap recomputation."""
+
+    dtype: torch.dtype
+    device: torch.device
+    recompute: Recompute = Recompute.NONE
+    recompute_every: int = 1
+    contexts: Contexts = no_contexts
+    attention: str = "sdpa"
+
+
+def build_stage(
+    plan: ChunkPlan, splitter: Splitter, source: WeightSource, options: StageOptions, tp_mesh: DeviceMesh | None
+) -> Stage:
+    """Cut a chunk from the model on the meta device, split it over tp and fill only its own slices."""
+    selective = options.recompute is Recompute.SELECTIVE
+    attention = register_selective(options.contexts) if selective else options.attention
+    whole = meta_model(splitter.config, attention)
+    module = StageModule(whole, plan, splitter)
+    if options.recompute is Recompute.FULL:
+        recompute_layers(module.layers, options.recompute_every, options.contexts)
+    slices = parameter_slices(module, splitter)
+    materialize(module, slices, source, options.dtype, options.device, tp_mesh)
+    for part in module.modules():
+        if any(buffer.is_meta for buffer in part.buffers(recurse=False)):
+            draw_buffers(part, whole, options.device)
+    return Stage(module, slices)

@@ -1,0 +1,93 @@
+"""Linear layers split over tp by columns (outputs) or rows (inputs).
+
+In: shapes as `TensorSlice`s of the Hugging Face weights; parameters start on the meta device with their local shape and
+are filled by `materialize`. Column layers expect their input to have entered the region; row layers leave it, and add
+their bias once, after the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from meshwright.runtime.slices import TensorSlice
+from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
+
+Slices = Mapping[str, TensorSlice]
+"""The slice behind each own parameter ('weight', and 'bias' where there is one)."""
+
+
+def local(parameter: Tensor) -> Tensor:
+    """The local tensor of a parameter, differentiably."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def declare(module: nn.Module, slices: Slices) -> None:
+    """Register meta parameters of the local shapes."""
+    for name in ("weight", "bias"):
+        shape = slices[name].local_shape if name in slices else None
+        module.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape, device="meta")))
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W^T + b with the outputs split: [.., in] -> [.., out/tp]. `transposed`: W is stored [in, out]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, slices: Slices, transposed: bool = False) -> None:
+        super().__init__()
+        self.slices = dict(slices)
+        self.transposed = transposed
+        declare(self, slices)
+
+    def forward(self, entered: Tensor) -> Tensor:
+        weight = local(self.weight)
+        bias = None if self.bias is None else local(self.bias)
+        return F.linear(entered, weight.t() if self.transposed else weight, bias)
+
+
+class FusedColumnParallelLinear(nn.Module):
+    """Several column-parallel products whose outputs a model expects side by side (q|k|v, gate|up).
+
+    Each block has its own parameters, split by itself: a slice of the fused tensor would mix blocks across ranks.
+    """
+
+    def __init__(self, blocks: Sequence[Slices], transposed: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ColumnParallelLinear(slices, transposed) for slices in blocks)
+
+    def forward(self, entered: Tensor) -> Tensor:
+        return torch.cat([block(entered) for block in self.blocks], dim=-1)
+
+
+class RowParallelLinear(nn.Module):
+    """y = x W^T + b with the inputs split: [.., in/tp] -> [.., out], summed over tp. `transposed`: W is [in, out]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, slices: Slices, region: TensorParallelRegion, transposed: bool = False) -> None:
+        super().__init__()
+        self.slices = dict(slices)
+        self.region = region
+        self.transposed = transposed
+        declare(self, slices)
+
+    def forward(self, split: Tensor) -> Tensor:
+        weight = local(self.weight)
+        summed = self.region.leave(F.linear(split, weight.t() if self.transposed else weight))
+        return summed if self.bias is None else summed + local(self.bias)
+
+
+def even_blocks(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of the given widths."""
+    edges = [0]
+    for width in widths:
+        edges.append(edges[-1] + width)
+    return list(pairwise(edges))

@@ -1,0 +1,66 @@
+"""How activations enter and leave a tensor-parallel block, with or without sequence parallelism.
+
+Outside a block activations are [b, s, h] replicated over tp, or [b, s/tp, h] sequence shards; inside they are
+[b, s, h]. Entering is done once per block (a pre-hook of the attention or MLP module), not once per product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from meshwright.runtime.collectives import (
+    copy_to_axis,
+    gather_sequence_from_axis,
+    reduce_from_axis,
+    reduce_scatter_sequence_to_axis,
+)
+from meshwright.runtime.process_groups import AxisGroup
+
+LAYER_INPUT = "block input"
+LAYER_OUTPUT = "block output"
+
+
+@dataclass(frozen=True)
+class TensorParallelRegion:
+    """The tp axis and whether the sequence is sharded over it between blocks."""
+
+    axis: AxisGroup
+    sequence_parallel: bool = False
+
+    def enter(self, tensor: Tensor, what: str = LAYER_INPUT) -> Tensor:
+        """Forward: copy, or all-gather of the sequence. Backward: all-reduce, or reduce-scatter."""
+        if self.sequence_parallel:
+            return gather_sequence_from_axis(tensor, self.axis, what)
+        return copy_to_axis(tensor, self.axis, what)
+
+    def leave(self, partial: Tensor, what: str = LAYER_OUTPUT) -> Tensor:
+        """Forward: all-reduce, or reduce-scatter of the sequence. Backward: identity, or all-gather."""
+        if self.sequence_parallel:
+            return reduce_scatter_sequence_to_axis(partial, self.axis, what)
+        return reduce_from_axis(partial, self.axis, what)
+
+    def shard_length(self, seq: int) -> int:
+        """Tokens of a sequence that this rank holds outside blocks."""
+        return seq // self.axis.size if self.sequence_parallel else seq
+
+    def own_tokens(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """This rank's tokens of a replicated tensor (a view)."""
+        if not self.sequence_parallel or self.axis.size == 1:
+            return tensor
+        shard = tensor.shape[dim] // self.axis.size
+        return tensor.narrow(dim, self.axis.rank * shard, shard)
+
+    def hook(self, block: nn.Module) -> None:
+        """Make a module enter the region with its hidden states (first argument, or `hidden_states` by keyword)."""
+
+        def pre_hook(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (self.enter(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": self.enter(kwargs["hidden_states"])}
+
+        block.register_forward_pre_hook(pre_hook, with_kwargs=True)
