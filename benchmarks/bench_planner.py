@@ -47,8 +47,10 @@ result = search(models.load(name), hardware.load(cluster, gpus=gpus), Workload(s
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 counts = result.counts
-print(json.dumps({"seconds": seconds, "peak_bytes": peak, "enumerated": counts.enumerated, "evaluated": counts.evaluated,
-                  "feasible": counts.feasible, "mfu": result.best[0].throughput.mfu if result.best else None}))
+print(json.dumps({
+    "seconds": seconds, "peak_bytes": peak, "enumerated": counts.enumerated, "evaluated": counts.evaluated,
+    "feasible": counts.feasible, "mfu": result.best[0].throughput.mfu if result.best else None,
+}))
 """
 
 
@@ -137,7 +139,8 @@ def peer() -> dict[str, float]:
     request = {
         "model": {"name": "gpt3-175b", "num_layers": 96, "n_head": 96, "hidden_dim": 12288, "vocab_size": 50257,
                   "max_seq_len": 2048},
-        "gpu": {"name": "a100-80gb", "mem_per_GPU_in_GB": 80, "hbm_bandwidth_in_GB_per_sec": chip.memory_bandwidth / 1e9,
+        "gpu": {"name": "a100-80gb", "mem_per_GPU_in_GB": 80,
+                "hbm_bandwidth_in_GB_per_sec": chip.memory_bandwidth / 1e9,
                 "intra_node_bandwidth_in_GB_per_sec": cluster.intra.bandwidth / 1e9,
                 "intra_node_min_message_latency": 8e-6, "peak_fp16_TFLOPS": chip.peak_flops["bf16"] / 1e12,
                 "inter_node_bandwidth_in_GB_per_sec": cluster.inter.bandwidth / 1e9},
@@ -184,8 +187,9 @@ def report(document: dict, say: Callable[[str], object] = print) -> None:
     other = document["llm_analysis"]
     say(f"llm-analysis {PEER_VERSION}: {other['per_s']:,.0f} configurations/s; meshwright is {other['ratio']:,.0f}x")
     say(
-        f"  GPT-3 175B, 1,024 A100, tp 8 pp 8 dp 16: step {other['step_s']:.1f} s, {other['memory_bytes'] / 2**30:.0f} GiB"
-        f" (llm-analysis at its 50 % efficiency) against {other['our_step_s']:.1f} s,"
+        f"  GPT-3 175B, 1,024 A100, tp 8 pp 8 dp 16: step {other['step_s']:.1f} s,"
+        f" {other['memory_bytes'] / 2**30:.0f} GiB (llm-analysis at its 50 % efficiency)"
+        f" against {other['our_step_s']:.1f} s,"
         f" {other['our_memory_bytes'] / 2**30:.0f} GiB (meshwright)"
     )
 

@@ -1,9 +1,9 @@
 """Every legal configuration of a model on a fixed number of GPUs with a fixed global batch, as Candidates arrays.
 
-A `Space` holds the *core* rows (mesh, experts, micro batch, schedule, vpp, sequence parallel), checked once against
-`layout.validate`, and expands them chunk by chunk by the *state* knobs (ZeRO stage and shards, recompute), which are
-legal wherever their core is. Rows that are the same program under another name are listed once: at pp = 1 all schedules
-are 1F1B, at dp * cp = 1 all ZeRO stages are stage 0.
+A `Space` holds *frames* (mesh, experts, sequence parallel, micro batch), checked against `layout.validate`, with the
+*schedules* (schedule and vpp) and *states* (ZeRO stage and shards, recompute) that each may run with, and expands them
+chunk by chunk. Rows that are the same program under another name are listed once: at pp = 1 all schedules are 1F1B, at
+dp * cp = 1 all ZeRO stages are stage 0.
 
 Left out unless the user names them (never because of a guess about speed alone, and always said in `Space.notes`):
 context-parallel sizes that leave a rank fewer than MIN_TOKENS_PER_CP_RANK tokens of a sequence; expert_tp other than 1
@@ -14,11 +14,11 @@ recompute strides other than 1, 2 and 4.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates, IntArray
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Precision, Recompute, Schedule
 from meshwright.layout.rules import ClusterFacts
@@ -32,46 +32,62 @@ MIN_TOKENS_PER_CP_RANK = 2048
 RECOMPUTE_STRIDES = (1, 2, 4)
 HSDP_DOMAINS = (1, 8)
 CHUNK_ROWS = 65_536
-CORE_SIZES = ("dp", "tp", "pp", "cp", "ep", "expert_tp", "vpp", "micro_batch", "schedule")
-STATE = ("zero", "zero_shards", "recompute", "recompute_every")
+FRAME = ("dp", "tp", "pp", "cp", "ep", "expert_tp", "micro_batch")
+COLUMNS = (*FRAME, "vpp", "schedule", "zero", "zero_shards", "recompute", "recompute_every")
 
 
 @dataclass(frozen=True)
 class Space:
-    """All configurations to try. `core` has one row per mesh, experts, micro batch, schedule, vpp and sequence
-    parallel; each stands for `counts[i]` configurations."""
+    """All configurations to try: every frame with each of its schedules and each of its states."""
 
-    core: Table
+    frames: Table
+    schedules: Options
+    states: Options
     precision: Precision
     global_batch: int
-    state: Options | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> IntArray:
+        """Configurations of every frame."""
+        return self.schedules.counts * self.states.counts
+
     def __len__(self) -> int:
-        return 0 if self.state is None else int(self.state.counts.sum())
+        return int(self.counts.sum())
+
+    def take(self, frames: IntArray | BoolArray) -> Space:
+        """The chosen frames, in the order given."""
+        return replace(
+            self,
+            frames=keep(self.frames, frames),
+            schedules=self.schedules.take(frames),
+            states=self.states.take(frames),
+        )
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[Candidates]:
         """The configurations in order, about `chunk_rows` at a time."""
-        if self.state is None:
-            return
-        ends = np.cumsum(self.state.counts)
+        ends = np.cumsum(self.counts)
         start = 0
         while start < len(ends):
             done = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, done + chunk_rows, side="right")))
-            position, state = self.state.expand(start, stop)
-            yield to_candidates(
-                {name: values[position] for name, values in self.core.items()} | state,
-                self.global_batch,
-                self.precision,
-            )
+            if ends[stop - 1] > done:
+                yield self._expanded(np.arange(start, stop))
             start = stop
+
+    def _expanded(self, frames: IntArray) -> Candidates:
+        scheduled, schedule = self.schedules.expand(frames)
+        position, state = self.states.expand(frames[scheduled])
+        frame = frames[scheduled[position]]
+        table = {name: values[frame] for name, values in self.frames.items()}
+        table |= {name: values[position] for name, values in schedule.items()}
+        return to_candidates(table | state, self.global_batch, self.precision)
 
 
 def to_candidates(table: Table, global_batch: int, precision: Precision) -> Candidates:
     """A complete table as Candidates."""
     return Candidates(
-        **{name: table[name] for name in CORE_SIZES + STATE},
+        **{name: table[name] for name in COLUMNS},
         sequence_parallel=table["sequence_parallel"].astype(np.bool_),
         global_batch=np.full(rows(table), global_batch, dtype=np.int64),
         precision=precision,
@@ -84,24 +100,35 @@ def space(
 ) -> Space:
     """Every legal configuration of `gpus` devices of the cluster that runs `global_batch` sequences a step."""
     fixed = constraints or Constraints()
-    core = _meshes(model, seq, gpus, global_batch, fixed)
-    core = _with_experts(core, model, fixed)
-    core = _with_steps(core, model, global_batch, fixed)
-    core = keep(core, _legal(core, model, cluster, seq, gpus, global_batch))
-    if rows(core) == 0:
-        return Space(core, fixed.precision, global_batch, None)
-    state = _state_options(core, model, cluster, fixed)
-    return Space(core, fixed.precision, global_batch, state, _notes(seq, gpus, fixed))
+    frames = _meshes(model, seq, gpus, global_batch, fixed)
+    frames = _with_experts(frames, model, fixed)
+    frames = _with_micro_batches(frames, global_batch, fixed)
+    frames = keep(frames, _legal(frames, model, cluster, seq, gpus, global_batch))
+    if rows(frames) == 0:
+        return Space(frames, Options.none(), Options.none(), fixed.precision, global_batch)
+    schedules = _schedule_options(frames, model, global_batch, fixed)
+    states = _state_options(frames, model, cluster, fixed)
+    found = Space(frames, schedules, states, fixed.precision, global_batch, _notes(seq, gpus, fixed))
+    return found.take(found.counts > 0)
 
 
-def _legal(core: Table, model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int) -> BoolArray:
-    """Which core rows obey the rules of layout; no rule looks at the state knobs beyond shards that divide dp * cp."""
+def _legal(frames: Table, model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int) -> BoolArray:
+    """Which frames obey the rules of layout under plain 1F1B."""
+    one = np.ones(rows(frames), dtype=np.int64)
     return legal_mask(
         model_facts(model, seq),
         ClusterFacts(gpus, cluster.gpus_per_node),
-        **{name: core[name] for name in CORE_SIZES},
-        global_batch=np.full(rows(core), global_batch, dtype=np.int64),
-        sequence_parallel=core["sequence_parallel"] > 0,
+        dp=frames["dp"],
+        tp=frames["tp"],
+        pp=frames["pp"],
+        cp=frames["cp"],
+        ep=frames["ep"],
+        expert_tp=frames["expert_tp"],
+        micro_batch=frames["micro_batch"],
+        vpp=one,
+        schedule=one * SCHEDULES.index(Schedule.ONE_F_ONE_B),
+        global_batch=one * global_batch,
+        sequence_parallel=frames["sequence_parallel"] > 0,
     )
 
 
@@ -152,26 +179,51 @@ def _with_experts(mesh: Table, model: ModelSpec, fixed: Constraints) -> Table:
     return keep(table, ranks % (table["expert_tp"] * table["ep"]) == 0)
 
 
-def _with_steps(table: Table, model: ModelSpec, global_batch: int, fixed: Constraints) -> Table:
-    """Micro batch (a divisor of the replica's batch), schedule and vpp, sequence parallel."""
-    local = global_batch // table["dp"]
+def _with_micro_batches(table: Table, global_batch: int, fixed: Constraints) -> Table:
+    """Micro batch (a divisor of the replica's batch) and sequence parallel."""
 
     def micro_batches(batch: int) -> Table:
         sizes = divisors(batch)
         return {"micro_batch": column([b for b in fixed.values("micro_batch", sizes) if b in sizes])}
-
-    def schedules(pp: int) -> Table:
-        pairs = _schedules(pp, model.num_layers, fixed)
-        return {"schedule": column([s for s, _ in pairs]), "vpp": column([v for _, v in pairs])}
 
     def sequence_parallel(tp: int) -> Table:
         choices = [1, 0] if tp > 1 else [0]
         allowed = fixed.sequence_parallel
         return {"sequence_parallel": column([c for c in choices if allowed is None or tp == 1 or bool(c) in allowed])}
 
-    table = join(table, local, micro_batches)
-    table = join(table, table["pp"], schedules)
-    return join(table, table["tp"], sequence_parallel)
+    table = join(table, table["tp"], sequence_parallel)
+    return join(table, global_batch // table["dp"], micro_batches)
+
+
+def _schedule_options(frames: Table, model: ModelSpec, global_batch: int, fixed: Constraints) -> Options:
+    """Schedules and vpp by pipeline stages and microbatches, those that the rules of layout allow."""
+    microbatches = global_batch // (frames["dp"] * frames["micro_batch"])
+    base = global_batch + 1
+
+    def options(key: int) -> Table:
+        pp, count = divmod(key, base)
+        pairs = _schedules(pp, model.num_layers, fixed)
+        names = ("schedule", "vpp", "pp", "microbatches")
+        return {n: column([(s, v, pp, count)[i] for s, v in pairs]) for i, n in enumerate(names)}
+
+    found = Options.by_key(frames["pp"] * base + microbatches, options)
+    table = found.columns
+    one = np.ones(rows(table), dtype=np.int64)
+    mask = legal_mask(
+        model_facts(model),
+        dp=one,
+        tp=one,
+        cp=one,
+        ep=one,
+        expert_tp=one,
+        micro_batch=one,
+        pp=table["pp"],
+        vpp=table["vpp"],
+        schedule=table["schedule"],
+        global_batch=table["microbatches"],
+        sequence_parallel=one == 0,
+    )
+    return replace(found.only(mask), columns=keep({n: table[n] for n in ("schedule", "vpp")}, mask))
 
 
 def _schedules(pp: int, layers: int, fixed: Constraints) -> list[tuple[int, int]]:
@@ -199,11 +251,11 @@ def virtual_sizes(layers: int, pp: int) -> list[int]:
     return sorted({v for v in divisors(max(low, 1)) + divisors(high) if v > 1 and v * pp <= layers})
 
 
-def _state_options(core: Table, model: ModelSpec, cluster: Cluster, fixed: Constraints) -> Options:
+def _state_options(frames: Table, model: ModelSpec, cluster: Cluster, fixed: Constraints) -> Options:
     """ZeRO stage and shards times recompute, by replicas (dp * cp), tp and layers of a stage."""
-    replicas = core["dp"] * core["cp"]
-    depth = np.minimum(-(-model.num_layers // core["pp"]), max(RECOMPUTE_STRIDES))
-    keys = np.stack([replicas, core["tp"], depth])
+    replicas = frames["dp"] * frames["cp"]
+    depth = np.minimum(-(-model.num_layers // frames["pp"]), max(RECOMPUTE_STRIDES))
+    keys = np.stack([replicas, frames["tp"], depth])
     distinct, code = np.unique(keys, axis=1, return_inverse=True)
 
     def options(index: int) -> Table:
@@ -214,7 +266,7 @@ def _state_options(core: Table, model: ModelSpec, cluster: Cluster, fixed: Const
         names = ("zero", "zero_shards", "recompute", "recompute_every")
         return {name: column([pair[i] for pair in pairs]) for i, name in enumerate(names)}
 
-    return Options(code.astype(np.int64).ravel(), options)
+    return Options.by_key(code.astype(np.int64).ravel(), options)
 
 
 def _zero_choices(replicas: int, tp: int, domain: int, fixed: Constraints) -> list[tuple[int, int]]:

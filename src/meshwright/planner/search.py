@@ -20,6 +20,7 @@ from meshwright.planner.constraints import Constraints
 from meshwright.planner.enumerate import space
 from meshwright.planner.explore import Progress, SearchCounts, explore
 from meshwright.planner.front import Survivors, fronts
+from meshwright.planner.nothing_legal import nothing_legal
 from meshwright.planner.objectives import Objective, best_of_each_mesh, ranked
 from meshwright.planner.rule_of_thumb import rule_of_thumb
 
@@ -66,6 +67,8 @@ def search(
     fixed = constraints or Constraints()
     software = stack or default_stack()
     configurations = space(model, cluster, workload.seq, cluster.gpus, global_batch, fixed)
+    if len(configurations) == 0:
+        raise nothing_legal(model, cluster, workload.seq, global_batch, fixed)
     survivors, counts = explore(model, cluster, workload, configurations, software, progress)
     order = ranked(survivors, objective)
     rows = best_of_each_mesh(survivors, order, top)

@@ -5,6 +5,7 @@ option of its key. The enumerator builds millions of configurations from a few s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,8 +22,8 @@ def rows(table: Table) -> int:
     return len(next(iter(table.values())))
 
 
-def keep(table: Table, mask: BoolArray) -> Table:
-    """The rows where `mask` holds."""
+def keep(table: Table, mask: IntArray | BoolArray) -> Table:
+    """The rows where `mask` holds, or at the positions given."""
     return {name: values[mask] for name, values in table.items()}
 
 
@@ -32,34 +33,60 @@ def product(**columns: IntArray) -> Table:
     return {name: grid.ravel() for name, grid in zip(columns, grids, strict=True)}
 
 
+@dataclass(frozen=True)
 class Options:
-    """What each distinct key may be joined with: the options of all keys, one after the other.
+    """What every row may be joined with: row i has the `sizes[code[i]]` options from `starts[code[i]]` of `columns`."""
 
-    `counts[i]` is the number of options of row i.
-    """
+    code: IntArray
+    starts: IntArray
+    sizes: IntArray
+    columns: Table
 
-    def __init__(self, key: IntArray, options: Callable[[int], Table]) -> None:
-        values, self._codes = np.unique(key, return_inverse=True)
+    @classmethod
+    def by_key(cls, key: IntArray, options: Callable[[int], Table]) -> Options:
+        """Options that depend on a key per row; `options(key)` is called once per distinct key."""
+        values, code = np.unique(key, return_inverse=True)
         pieces = [options(int(value)) for value in values]
         sizes = np.array([rows(piece) for piece in pieces], dtype=np.int64)
-        self._starts = np.cumsum(sizes) - sizes
-        self._columns: Table = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        self.counts: IntArray = sizes[self._codes]
+        columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        return cls(code.ravel().astype(np.int64), np.cumsum(sizes) - sizes, sizes, columns)
 
-    def expand(self, start: int, stop: int) -> tuple[IntArray, Table]:
-        """Rows start..stop-1, each repeated once per option: their positions and the option columns."""
-        counts = self.counts[start:stop]
-        position = np.repeat(np.arange(start, stop, dtype=np.int64), counts)
-        first = self._starts[self._codes[start:stop]] - (np.cumsum(counts) - counts)
+    @classmethod
+    def none(cls) -> Options:
+        """For a table without rows."""
+        empty = np.zeros(0, dtype=np.int64)
+        return cls(empty, empty, empty, {})
+
+    @property
+    def counts(self) -> IntArray:
+        """Options of every row."""
+        return self.sizes[self.code]
+
+    def take(self, chosen: IntArray | BoolArray) -> Options:
+        """The same options for other rows."""
+        return replace(self, code=self.code[chosen])
+
+    def only(self, mask: BoolArray) -> Options:
+        """Without the options (not rows) where `mask` is False."""
+        before = np.concatenate([[0], np.cumsum(mask)])
+        sizes = before[self.starts + self.sizes] - before[self.starts]
+        return Options(self.code, np.cumsum(sizes) - sizes, sizes, keep(self.columns, mask))
+
+    def expand(self, chosen: IntArray) -> tuple[IntArray, Table]:
+        """The rows at positions `chosen`, each once per option: positions within `chosen`, and the option columns."""
+        code = self.code[chosen]
+        counts = self.sizes[code]
+        position = np.repeat(np.arange(len(chosen), dtype=np.int64), counts)
+        first = self.starts[code] - (np.cumsum(counts) - counts)
         pick = np.repeat(first, counts) + np.arange(len(position), dtype=np.int64)
-        return position, {name: values[pick] for name, values in self._columns.items()}
+        return position, {name: values[pick] for name, values in self.columns.items()}
 
 
 def join(table: Table, key: IntArray, options: Callable[[int], Table]) -> Table:
     """Every row with every option of its key; `options(key)` is called once per distinct key."""
     if rows(table) == 0:
         return {**table, **{name: values[:0] for name, values in options(1).items()}}
-    position, new = Options(key, options).expand(0, rows(table))
+    position, new = Options.by_key(key, options).expand(np.arange(rows(table)))
     return {**{name: values[position] for name, values in table.items()}, **new}
 
 
