@@ -4,6 +4,7 @@ A ModelSpec lists every tensor, weight product and token mixer; `layer_parameter
 `model_flops_per_token` and its kin what a token costs.
 """
 
+from meshwright.models.cache import cached_elements, state_bytes
 from meshwright.models.counting import (
     active_parameters,
     layer_parameters,
@@ -14,13 +15,16 @@ from meshwright.models.counting import (
 )
 from meshwright.models.flops import (
     CONVENTIONS,
+    attention_flops_per_token,
     backward_flops_per_token,
     forward_flops_per_token,
     mean_keys,
+    mixer_flops_per_token,
     model_flops_per_token,
     recompute_flops_per_token,
 )
 from meshwright.models.load import CatalogueEntry, catalogue, load
+from meshwright.models.shapes import from_shape, typical_shape
 from meshwright.models.spec import (
     Attention,
     DenseMlp,
@@ -48,16 +52,22 @@ __all__ = [
     "Split",
     "TensorSpec",
     "active_parameters",
+    "attention_flops_per_token",
     "backward_flops_per_token",
+    "cached_elements",
     "catalogue",
     "forward_flops_per_token",
+    "from_shape",
     "layer_parameters",
     "load",
     "matmul_parameters",
     "mean_keys",
+    "mixer_flops_per_token",
     "model_flops_per_token",
     "per_rank_elements",
     "rank_parameters",
     "recompute_flops_per_token",
     "stage_parameters",
+    "state_bytes",
+    "typical_shape",
 ]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from meshwright.models.blocks import Block, norm, prefixed
+from meshwright.models.blocks import Block, linear, norm, prefixed
 from meshwright.models.fields import Fields
-from meshwright.models.spec import LayerKind, Matmul, ModelSpec, Part, TensorSpec
+from meshwright.models.spec import LayerKind, ModelSpec, Part, TensorSpec
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -77,17 +77,14 @@ def with_mtp(spec: ModelSpec, depth: int, layer: LayerKind | None = None) -> Mod
     if depth == 0:
         return spec
     h, kind = spec.hidden, layer or spec.kinds[spec.pattern[-1]]
+    joined = linear("eh_proj", 2 * h, h, "none", Part.MTP)
     extras = (
         TensorSpec("enorm.weight", (h,), Part.MTP),
         TensorSpec("hnorm.weight", (h,), Part.MTP),
-        TensorSpec("eh_proj.weight", (h, 2 * h), Part.MTP),
+        *joined.tensors,
         *kind.tensors,
         TensorSpec("norm.weight", (h,), Part.MTP),
     )
+    module = replace(kind, name="mtp", tensors=extras, matmuls=joined.matmuls + kind.matmuls, norms=kind.norms + 3)
     tensors = tuple(t for i in range(depth) for t in prefixed(f"mtp.{i}.", extras))
-    return replace(spec, mtp_tensors=tensors, mtp_layers=depth)
-
-
-def mtp_projection(hidden: int) -> Matmul:
-    """The product that joins the two inputs of a multi-token-prediction module."""
-    return Matmul("eh_proj", 2 * hidden, hidden, "none", Part.MTP)
+    return replace(spec, mtp_tensors=tensors, mtp_layers=depth, mtp_kind=module)

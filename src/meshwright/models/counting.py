@@ -147,13 +147,18 @@ def rank_parameters(
     return total
 
 
+def counted_kinds(model: ModelSpec) -> tuple[tuple[int, LayerKind], ...]:
+    """(layers, kind) of the model, multi-token-prediction modules among them."""
+    counts = model.layer_counts(0, model.num_layers)
+    layers = tuple(zip(counts, model.kinds, strict=True))
+    return (*layers, (model.mtp_layers, model.mtp_kind)) if model.mtp_kind else layers
+
+
 def matmul_parameters(model: ModelSpec, *, head: bool = True) -> float:
     """N of the FLOP conventions: weights that multiply each token (routed experts: top-k of them), with the LM head,
-    without the input embedding, norms and biases."""
-    counts = model.layer_counts(0, model.num_layers)
-    per_kind = (sum(m.k * m.n * m.tokens_factor for m in kind.matmuls) for kind in model.kinds)
-    layers = sum(n * size for n, size in zip(counts, per_kind, strict=True))
-    return layers + (model.hidden * model.vocab if head else 0)
+    without the input embedding, norms and biases; multi-token-prediction modules and their head passes counted."""
+    layers = sum(n * sum(m.k * m.n * m.tokens_factor for m in kind.matmuls) for n, kind in counted_kinds(model))
+    return layers + (model.hidden * model.vocab * (1 + model.mtp_layers) if head else 0)
 
 
 def active_parameters(model: ModelSpec) -> int:

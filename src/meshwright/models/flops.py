@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from meshwright.errors import InputError, suggestion
 from meshwright.layout.config import Recompute
-from meshwright.models.counting import matmul_parameters
+from meshwright.models.counting import counted_kinds, matmul_parameters
 from meshwright.models.spec import Attention, LayerKind, LinearMixer, ModelSpec
 
 FloatArray = NDArray[np.float64]
@@ -90,14 +90,14 @@ def mixer_flops_per_token(kind: LayerKind, seq: ArrayLike, *, causal: bool = Tru
 
 
 def head_flops_per_token(model: ModelSpec) -> float:
-    """Forward FLOPs of the LM head."""
-    return 2.0 * model.head_matmul.k * model.head_matmul.n
+    """Forward FLOPs of the LM head, once more for every multi-token-prediction module."""
+    return 2.0 * model.head_matmul.k * model.head_matmul.n * (1 + model.mtp_layers)
 
 
 def layers_flops_per_token(model: ModelSpec, seq: ArrayLike, *, causal: bool = True) -> FloatArray:
-    """Forward FLOPs of all decoder layers."""
+    """Forward FLOPs of all decoder layers and multi-token-prediction modules."""
     total = np.zeros_like(np.asarray(seq, np.float64))
-    for n, kind in zip(model.layer_counts(0, model.num_layers), model.kinds, strict=True):
+    for n, kind in counted_kinds(model):
         total = total + n * (matmul_flops_per_token(kind) + mixer_flops_per_token(kind, seq, causal=causal))
     return total
 
@@ -118,21 +118,18 @@ def recompute_flops_per_token(
         return layers_flops_per_token(model, seq, causal=causal) / every
     total = np.zeros_like(np.asarray(seq, np.float64))
     if recompute is Recompute.SELECTIVE:
-        for n, kind in zip(model.layer_counts(0, model.num_layers), model.kinds, strict=True):
+        for n, kind in counted_kinds(model):
             total = total + n * mixer_flops_per_token(kind, seq, causal=causal)
     return total
 
 
-def attention_term(model: ModelSpec, seq: ArrayLike) -> FloatArray:
-    """A = 12 L s heads head_dim of the conventions: attention forward and backward, not causal, windows left out (as
-    the published formulas do). Latent attention counts 6 L s heads (qk + v); linear mixers count their own scan."""
-    s = np.asarray(seq, np.float64)
-    total = np.zeros_like(s)
-    for n, kind in zip(model.layer_counts(0, model.num_layers), model.kinds, strict=True):
-        if isinstance(kind.mixer, Attention):
-            total = total + n * 6.0 * s * kind.mixer.heads * (kind.mixer.qk_dim + kind.mixer.v_dim)
-        else:
-            total = total + n * 3.0 * mixer_flops_per_token(kind, s)
+def attention_term(model: ModelSpec, seq: ArrayLike, *, causal: bool = False) -> FloatArray:
+    """A of the conventions: attention forward and backward, 12 L s heads head_dim where every query sees all s keys
+    (6 L s heads (qk + v) for latent attention), half of it where `causal`. Windows and sparse selections limit the
+    keys; linear mixers count their scan; prediction modules count as layers."""
+    total = np.zeros_like(np.asarray(seq, np.float64))
+    for n, kind in counted_kinds(model):
+        total = total + n * 3.0 * mixer_flops_per_token(kind, seq, causal=causal)
     return total
 
 
@@ -141,15 +138,17 @@ def model_flops_per_token(model: ModelSpec, seq: ArrayLike, convention: str = "m
 
     model_full: 6N + A (PaLM appendix B; Korthikanti et al. 2022, eq. 7). model_causal: 6N + A/2. model_full_emb2:
     6(N + V h) + A, the input embedding counted as a product. hw_full_recompute: the layers once more, the head not
-    (Narayanan et al. 2021, eq. 3). model_6N: 6N. x8_6N: 8N. A is `attention_term`.
+    (Narayanan et al. 2021, eq. 3). model_6N: 6N. x8_6N: 8N. A is `attention_term`. Multi-token-prediction modules are
+    counted, with their pass of the head.
     """
     n, head = matmul_parameters(model), float(model.vocab * model.hidden)
+    heads = head * (1 + model.mtp_layers)
     attention = attention_term(model, seq)
     formulas = {
         "model_full": 6 * n + attention,
-        "model_causal": 6 * n + attention / 2,
+        "model_causal": 6 * n + attention_term(model, seq, causal=True),
         "model_full_emb2": 6 * (n + head) + attention,
-        "hw_full_recompute": 4 / 3 * (6 * (n - head) + attention) + 6 * head,
+        "hw_full_recompute": 4 / 3 * (6 * (n - heads) + attention) + 6 * heads,
         "model_6N": 6 * n + 0 * attention,
         "x8_6N": 8 * n + 0 * attention,
     }

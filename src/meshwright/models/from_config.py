@@ -15,17 +15,27 @@ from typing import cast
 from meshwright.errors import InputError, suggestion
 from meshwright.models.families.registry import FAMILIES
 from meshwright.models.fields import Fields, shown
+from meshwright.models.quantization import quantised
 from meshwright.models.spec import ModelSpec
 
 LARGEST_FILE_BYTES = 16 * 2**20
 """Configs are a few KB; a bigger file is not one."""
+
+MOST_PARAMETERS = 10**15
+"""More than this is taken for a mistake (and would overflow sums of 64-bit counts)."""
+
+DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "half": 16, "float": 32, "auto": 16}
 
 
 def spec_from_config(config: str | PathLike[str] | dict[str, object], name: str | None = None) -> ModelSpec:
     """The model that a config describes. `name` labels it (default: the folder, file or model type)."""
     if isinstance(config, str | PathLike):
         path = Path(config)
-        return _from_values(read_config(path), name or _label(path), str(path))
+        values = read_config(path)
+        beside = path / "hf_quant_config.json"
+        if "quantization_config" not in values and path.is_dir() and beside.is_file():
+            values["quantization_config"] = read_config(beside).get("quantization")  # Nvidia ModelOpt's own file
+        return _from_values(values, name or _label(path), str(path))
     return _from_values(config, name, "config")
 
 
@@ -81,4 +91,15 @@ def _from_values(values: object, name: str | None, label: str) -> ModelSpec:
     if recipe is None:
         near = suggestion(family, FAMILIES) or f" (known: {', '.join(sorted(FAMILIES))})"
         raise fields.error(f"unknown model_type {shown(family)}{near}")
-    return replace(recipe(fields), name=name or family, source=label)
+    spec = replace(recipe(fields), name=name or family, source=label, dtype_bits=_dtype_bits(fields))
+    if spec.parameters > MOST_PARAMETERS:
+        raise fields.error(f"its sizes make {spec.parameters:.2g} parameters; at most {MOST_PARAMETERS:.0g} are read")
+    return quantised(spec, fields)
+
+
+def _dtype_bits(fields: Fields) -> int:
+    """Bits of the dtype that the config names (16 where it names none)."""
+    name = fields.text("dtype", "torch_dtype", default="bfloat16").removeprefix("torch.")
+    if name not in DTYPE_BITS:
+        raise fields.error(f"unknown dtype {shown(name)}{suggestion(name[:40], DTYPE_BITS)}")
+    return DTYPE_BITS[name]

@@ -197,7 +197,8 @@ class ModelSpec:
     residual_streams: int = 1  # hyper-connections keep several
     max_positions: int | None = None
     mtp_tensors: tuple[TensorSpec, ...] = ()
-    mtp_layers: int = 0  # predicted-token depth; each costs about a layer of the last kind plus a head pass
+    mtp_layers: int = 0  # multi-token-prediction modules; each costs an `mtp_kind` layer and a pass of the head
+    mtp_kind: LayerKind | None = None  # their layer, with the product that joins its two inputs
     weight_bits: float | None = None  # of quantised checkpoints (average over quantised tensors)
     source: str = ""
     dtype_bits: int = 16  # of the tensors that are not quantised, as the config's dtype says

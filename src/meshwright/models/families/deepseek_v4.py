@@ -86,8 +86,8 @@ def hyper_connection(name: str, hidden: int, streams: int) -> Block:
     rows = streams * streams + 2 * streams
     block = linear(f"{name}.fn", streams * hidden, rows, "none", Part.NORM)
     fn = replace(block.tensors[0], name=f"{name}.fn")
-    return replace(block, tensors=(fn,)) + vector(f"{name}.base", rows, Part.NORM) + vector(
-        f"{name}.scale", 3, Part.NORM
+    return (
+        replace(block, tensors=(fn,)) + vector(f"{name}.base", rows, Part.NORM) + vector(f"{name}.scale", 3, Part.NORM)
     )
 
 
@@ -95,8 +95,8 @@ def deepseek_v4(fields: Fields) -> ModelSpec:
     b, experts = base(fields), expert_sizes(fields)
     streams = fields.size("hc_mult", default=4, most=64)
 
-    def layer(ratio: int) -> Block:
-        block = attention(fields, b.hidden, ratio) + deepseek_moe_block(fields, b.hidden, experts)
+    def layer(name: str) -> Block:
+        block = attention(fields, b.hidden, RATIOS[name]) + deepseek_moe_block(fields, b.hidden, experts)
         block += two_norms(b.hidden)
         return block + hyper_connection("attn_hc", b.hidden, streams) + hyper_connection("ffn_hc", b.hidden, streams)
 
@@ -106,6 +106,7 @@ def deepseek_v4(fields: Fields) -> ModelSpec:
         TensorSpec("model.hc_head.hc_base", (streams,), Part.NORM),
         TensorSpec("model.hc_head.hc_scale", (1,), Part.NORM),
     )
-    kinds = layer_kinds(compress_ratios(fields, b.layers), layer)
+    names = {ratio: name for name, ratio in RATIOS.items()}
+    kinds = layer_kinds([names[r] for r in compress_ratios(fields, b.layers)], layer)
     spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, final=final)
     return with_mtp(replace(spec, residual_streams=streams), mtp_depth(fields))

@@ -48,7 +48,12 @@ def gemma2(fields: Fields) -> ModelSpec:
     return _sliding_gemma(fields, every=2, qk_norm=False)
 
 
+GEMMA3_DEFAULTS: dict[str, object] = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208}
+"""What Google's Gemma 3 configs leave to transformers' Gemma3TextConfig (4B states neither heads nor vocabulary)."""
+
+
 def gemma3(fields: Fields) -> ModelSpec:
+    fields = Fields({**GEMMA3_DEFAULTS, **fields.values}, fields.label)
     return _sliding_gemma(fields, every=fields.size("sliding_window_pattern", default=6), qk_norm=True)
 
 
@@ -94,9 +99,7 @@ def gemma4(fields: Fields) -> ModelSpec:
         width = b.layers * per_layer
         rows = fields.size("vocab_size_per_layer_input", default=b.vocab)
         embeddings.append(embedding("model.embed_tokens_per_layer.weight", rows, width))
-        embeddings.append(
-            TensorSpec("model.per_layer_model_projection.weight", (width, b.hidden), Part.EMBEDDING)
-        )
+        embeddings.append(TensorSpec("model.per_layer_model_projection.weight", (width, b.hidden), Part.EMBEDDING))
         embeddings += norm("model.per_layer_projection_norm", per_layer).tensors
     return decoder(
         fields,

@@ -170,9 +170,7 @@ def minimax_m3(fields: Fields) -> ModelSpec:
     flags = sparse.wholes("sparse_attention_freq")
     fields.per_layer("sparse_attention_freq", flags, b.layers)
     flags = [0] * b.layers if flags is None else flags
-    index = Heads(
-        sparse.size("sparse_num_index_heads", default=4), 1, sparse.size("sparse_index_dim", default=128)
-    )
+    index = Heads(sparse.size("sparse_num_index_heads", default=4), 1, sparse.size("sparse_index_dim", default=128))
     picked = sparse.size("sparse_topk_blocks", default=16) * sparse.size("sparse_block_size", default=128)
     shared = fields.size("shared_intermediate_size") * fields.size("n_shared_experts", default=1, least=0)
 

@@ -14,6 +14,8 @@ FAMILIES: dict[str, Recipe] = {
     "llama": llama.llama,
     "mistral": llama.mistral,
     "qwen2": llama.qwen2,
+    "qwen2_vl_text": llama.qwen2,
+    "qwen2_5_vl_text": llama.qwen2,
     "qwen3": llama.qwen3,
     "qwen3_vl_text": llama.qwen3,
     "phi3": llama.phi3,
