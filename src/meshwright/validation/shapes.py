@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from meshwright.errors import InputError
 from meshwright.hardware.spec import Cluster
 from meshwright.models.fields import Fields
 from meshwright.models.shapes import from_shape
@@ -32,10 +31,7 @@ class Shapes:
                 raise SkippedError(f"model {name} is not stated")
         key = json.dumps(dict(section.values), sort_keys=True)
         if key not in self._models:
-            try:
-                self._models[key] = from_shape(section.values)
-            except InputError as error:
-                raise InputError(f"{row.label}: {error}") from error
+            self._models[key] = from_shape(section.values)
         return self._models[key]
 
     def cluster(self, facts: ClusterFacts) -> Cluster:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meshwright.errors import InputError
 from meshwright.models.fields import Fields
 from meshwright.validation.lines import read_rows
 from meshwright.validation.report import ValidationReport
@@ -30,6 +31,8 @@ def validate_file(path: str | Path) -> ValidationReport:
             training.append(training_case(row, group, shapes))
         except SkippedError as reason:
             skipped.append(SkippedRow(group.id, str(reason)))
+        except InputError as error:
+            raise _labelled(row, error) from error
     scored: list[ScoredRow] = []
     for row in score_training(training):
         if row.says_anything:
@@ -37,6 +40,12 @@ def validate_file(path: str | Path) -> ValidationReport:
         else:
             skipped.append(SkippedRow(row.group.id, "nothing measured that is predicted"))
     return ValidationReport(path.name, tuple(scored), tuple(skipped))
+
+
+def _labelled(row: Fields, error: InputError) -> InputError:
+    """The error with the row's file and line in front."""
+    text = str(error)
+    return InputError(text if text.startswith(row.label) else f"{row.label}: {text}")
 
 
 def group_of(row: Fields) -> Group:
