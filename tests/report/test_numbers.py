@@ -17,7 +17,9 @@ def test_seconds_keep_three_digits_at_their_natural_scale(value: float, text: st
     assert seconds(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1536, "1.50 KiB"), (2**29, "512 MiB"), (3 * 2**40, "3.00 TiB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (1536, "1.50 KiB"), (2**29, "512 MiB"), (3 * 2**40, "3.00 TiB")]
+)
 def test_sizes_carry_binary_units(value: float, text: str) -> None:
     assert size(value) == text
 

@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from meshwright.cost.workload import Optimizer, Workload
 from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.planner.objectives import Objective
 
 LARGEST = 2**24  # of any size: far above every cluster, far below what overflows 64-bit products
 
@@ -87,6 +89,64 @@ ReservedGib: TypeAlias = Annotated[
                  rich_help_panel=CLUSTER, show_default="the cluster's own"),
 ]  # fmt: skip
 
+# What is computed.
+OptimizerName: TypeAlias = Annotated[
+    Optimizer | None,
+    typer.Option("--optimizer", help="Optimizer and formats of its state.", rich_help_panel=WORKLOAD,
+                 show_default=Workload(seq=1).optimizer.value),
+]  # fmt: skip
+Flash: TypeAlias = Annotated[
+    bool | None,
+    typer.Option("--flash/--no-flash", help="Flash attention kernels.", rich_help_panel=WORKLOAD, show_default="flash"),
+]
+Dropout: TypeAlias = Annotated[
+    bool | None,
+    typer.Option("--dropout/--no-dropout", help="Dropout masks are kept.", rich_help_panel=WORKLOAD,
+                 show_default="no-dropout"),
+]  # fmt: skip
+StackName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--stack", "--framework", help="Software stack: its overlaps, kernels and host costs.",
+                 rich_help_panel=WORKLOAD, show_default="megatron-core"),
+]  # fmt: skip
+
+# Serving.
+Serve: TypeAlias = Annotated[bool, typer.Option("--serve", help="Plan for serving.", rich_help_panel=SERVING)]
+Prompt: TypeAlias = Annotated[int | None, _size("--prompt", "Mean tokens of a prompt.", SERVING)]
+Output: TypeAlias = Annotated[int | None, _size("--output", "Mean tokens generated.", SERVING)]
+TtftMs: TypeAlias = Annotated[
+    float | None, typer.Option("--ttft-ms", help="Longest time to first token.", rich_help_panel=SERVING,
+                               show_default=False)
+]  # fmt: skip
+TpotMs: TypeAlias = Annotated[
+    float | None, typer.Option("--tpot-ms", help="Longest time per output token.", rich_help_panel=SERVING,
+                               show_default=False)
+]  # fmt: skip
+
+# The search.
+ObjectiveName: TypeAlias = Annotated[
+    Objective, typer.Option("--objective", help="What the best plan is best at.", rich_help_panel=OUTPUT)
+]
+Top: TypeAlias = Annotated[
+    int, typer.Option("--top", help="Plans to show.", min=1, max=1000, rich_help_panel=OUTPUT, metavar="N")
+]
+
+
+def _sizes(name: str, text: str, panel: str) -> typer.models.OptionInfo:
+    return typer.Option(name, help=text, metavar="N,N..", rich_help_panel=panel, show_default="search all")
+
+
+# What plan may search: one size or several, like 4,8.
+Dps: TypeAlias = Annotated[str | None, _sizes("--dp", "Data-parallel replicas allowed.", SPLIT)]
+Tps: TypeAlias = Annotated[str | None, _sizes("--tp", "Tensor-parallel sizes allowed.", SPLIT)]
+Pps: TypeAlias = Annotated[str | None, _sizes("--pp", "Pipeline stages allowed.", SPLIT)]
+Cps: TypeAlias = Annotated[str | None, _sizes("--cp", "Context-parallel sizes allowed.", SPLIT)]
+Eps: TypeAlias = Annotated[str | None, _sizes("--ep", "Expert-parallel sizes allowed.", SPLIT)]
+ExpertTps: TypeAlias = Annotated[str | None, _sizes("--expert-tp", "Tensor-parallel sizes of experts.", SPLIT)]
+Vpps: TypeAlias = Annotated[str | None, _sizes("--vpp", "Virtual stages allowed.", SPLIT)]
+MicroBatches: TypeAlias = Annotated[str | None, _sizes("--micro-batch", "Sequences per microbatch allowed.", RUN)]
+Zeros: TypeAlias = Annotated[str | None, _sizes("--zero", "ZeRO stages allowed.", RUN)]
+
 # Output.
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT)
@@ -94,3 +154,4 @@ Json: TypeAlias = Annotated[
 PlanOut: TypeAlias = Annotated[
     Path | None, typer.Option("-o", "--out", help="Write the plan to this file.", rich_help_panel=OUTPUT)
 ]
+Plot: TypeAlias = Annotated[bool, typer.Option("--plot", help="Draw memory against speed too.", rich_help_panel=OUTPUT)]

@@ -35,7 +35,9 @@ PART_NAMES: Mapping[str, str] = {
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """An empty table in the one style of meshwright; the first `left` columns are text, the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for number, name in enumerate(columns):
         made.add_column(name, justify="left" if number < left else "right", no_wrap=number >= left)
     return made
@@ -70,19 +72,21 @@ def recompute_word(config: HybridParallelConfig) -> str:
     return f"{config.recompute.value} recompute{every}"
 
 
-def estimate_report(estimate: Estimate, heading: str) -> RenderableType:
-    """The whole report of one configuration."""
+def estimate_report(estimate: Estimate, heading: str, links: Mapping[str, str] | None = None) -> RenderableType:
+    """The whole report of one configuration; `links` names the link that each axis crosses."""
     return Group(
         Text(heading, style="bold"),
         Text(config_line(estimate.config)),
         verdict(estimate),
         Text(),
         memory_table(estimate.memory),
+        Text(),
         Text("Where every second of a step goes", style="bold"),
         time_bars(estimate.time),
         Text(),
         efficiency_line(estimate),
-        traffic_table(estimate),
+        Text(),
+        traffic_table(estimate, links),
     )
 
 
@@ -116,7 +120,7 @@ def memory_table(memory: Memory) -> Table:
             made.add_row(kind.value.replace("_", " "), *(gib(value) for value in values))
     made.add_section()
     made.add_row("total", *(gib(stage.total_bytes) for stage in memory.stages), style="bold")
-    made.add_row("usable", *(gib(memory.capacity_bytes) for _ in memory.stages))
+    made.add_row("of the device", *(gib(memory.capacity_bytes) for _ in memory.stages))
     return made
 
 
@@ -132,8 +136,9 @@ def time_bars(time: StepTime) -> Text:
 
 def efficiency_line(estimate: Estimate) -> Text:
     """The factors whose product is the MFU."""
-    factors = " x ".join(f"{name} {value:.3f}" for name, value in estimate.efficiency.items())
-    return Text(f"MFU = {factors} = {estimate.throughput.mfu:.3f}")
+    kept = {name: value for name, value in estimate.efficiency.items() if f"{value:.3f}" != "1.000"}
+    factors = " x ".join(f"{name} {value:.3f}" for name, value in kept.items())
+    return Text(f"MFU {estimate.throughput.mfu:.3f} = {factors}")
 
 
 def traffic_table(estimate: Estimate, links: Mapping[str, str] | None = None) -> RenderableType:
@@ -142,8 +147,8 @@ def traffic_table(estimate: Estimate, links: Mapping[str, str] | None = None) ->
         return Text("No traffic: one device.")
     stage = max(estimate.traffic, key=lambda s: sum(entry.total_bytes for entry in estimate.traffic[s]))
     columns = ("axis", "collective", "phase", "what", *(("link",) if links else ()))
-    made = table(f"What one rank of stage {stage} sends per step", *columns, "ranks", "calls", "per call", "total",
-                 left=len(columns))  # fmt: skip
+    title = f"What one rank of stage {stage} sends and receives per step (the busiest stage)"
+    made = table(title, *columns, "ranks", "calls", "per call", "total", left=len(columns))
     for entry in estimate.traffic[stage]:
         link = (links.get(entry.axis, "-"),) if links else ()
         made.add_row(entry.axis, entry.collective.value, entry.phase.value, entry.what, *link, *_amounts(entry))

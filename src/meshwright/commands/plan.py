@@ -1,0 +1,117 @@
+"""`meshwright plan`: the best split for a model on a cluster, with the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshwright.commands import options as o
+from meshwright.commands import output
+from meshwright.commands.inputs import needed, sizes
+from meshwright.commands.progress import search_progress
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.planner.objectives import Objective
+
+if TYPE_CHECKING:
+    from meshwright.commands.jobs import Job
+    from meshwright.planner.constraints import Constraints
+
+
+def plan(
+    model: o.Model,
+    cluster: o.ClusterName = None,
+    nodes: o.Nodes = None,
+    gpus: o.Gpus = None,
+    gpus_per_node: o.GpusPerNode = None,
+    reserved_gib: o.ReservedGib = None,
+    seq: o.Seq = None,
+    global_batch: o.GlobalBatch = None,
+    objective: o.ObjectiveName = Objective.THROUGHPUT,
+    top: o.Top = 10,
+    dp: o.Dps = None,
+    tp: o.Tps = None,
+    pp: o.Pps = None,
+    cp: o.Cps = None,
+    ep: o.Eps = None,
+    expert_tp: o.ExpertTps = None,
+    vpp: o.Vpps = None,
+    micro_batch: o.MicroBatches = None,
+    zero: o.Zeros = None,
+    recompute: o.Recomputation = None,
+    schedule: o.ScheduleName = None,
+    sp: o.SequenceParallel = None,
+    precision: o.PrecisionName = None,
+    optimizer: o.OptimizerName = None,
+    flash: o.Flash = None,
+    dropout: o.Dropout = None,
+    stack: o.StackName = None,
+    out: o.PlanOut = None,
+    plot: o.Plot = False,
+    as_json: o.Json = False,
+) -> int:
+    """Search every legal split of a training step and show the best, why they win or lose, and what would help.
+
+    Axes and knobs that are given restrict the search (several values like --tp 4,8). Exit code 1: nothing fits.
+    """
+    from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, job_of_model
+    from meshwright.planner.constraints import Constraints
+
+    machine = ClusterOptions(cluster, nodes, gpus, gpus_per_node, reserved_gib)
+    job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
+    named = {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "vpp": vpp, "zero": zero}
+    allowed = {name: sizes(f"--{name}", text) for name, text in named.items()}
+    fixed = Constraints(
+        **allowed,
+        expert_tp=sizes("--expert-tp", expert_tp),
+        micro_batch=sizes("--micro-batch", micro_batch),
+        recompute=None if recompute is None else (recompute,),
+        schedule=None if schedule is None else (schedule,),
+        sequence_parallel=None if sp is None else (sp,),
+        precision=precision or HybridParallelConfig().precision,
+    )
+    batch = needed("--global-batch", global_batch, 512)
+    return train(Question(job, batch, fixed, objective, top), out=out, plot=plot, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search is asked."""
+
+    job: Job
+    global_batch: int
+    fixed: Constraints
+    objective: Objective
+    top: int
+
+
+def train(question: Question, *, out: Path | None, plot: bool, as_json: bool) -> int:
+    """Search, print, and write the best plan of a training job."""
+    from meshwright.commands.jobs import plan_of
+    from meshwright.planner.explained import explained
+    from meshwright.planner.search import search
+    from meshwright.planner.shortfall import shortfall
+    from meshwright.report.headings import job_line
+    from meshwright.report.plan_documents import nothing_fits_document, search_document
+    from meshwright.report.plan_tables import nothing_fits_report, search_report
+
+    job, fixed, batch = question.job, question.fixed, question.global_batch
+    parts = (job.model, job.cluster, job.workload)
+    with search_progress("searching") as progress:
+        found = search(*parts, batch, question.objective, question.top, fixed, job.stack, progress)
+    heading = job_line(job.model, job.cluster, job.workload.seq, batch)
+    if not found.best:
+        missing = shortfall(*parts, batch, fixed, job.stack)
+        if as_json:
+            output.show_json(nothing_fits_document(*parts, found, missing))
+        else:
+            output.show(nothing_fits_report(heading, found, missing))
+        return 1
+    why = explained(found, *parts, fixed, job.stack)
+    if out is not None:
+        plan_of(job, found.best[0].config, found.best[0], question.objective.value).write(out)
+    if as_json:
+        output.show_json(search_document(*parts, found, why))
+    else:
+        output.show(search_report(heading, found, why, plot))
+    return 0

@@ -1,0 +1,25 @@
+"""First lines of reports: which model on which machine does what. In: the dataclasses. Out: one line of text each."""
+
+from __future__ import annotations
+
+from meshwright.hardware import Cluster
+from meshwright.models import ModelSpec, active_parameters
+from meshwright.report.catalogue_tables import routed_experts
+from meshwright.report.numbers import billions, gib
+
+
+def model_words(model: ModelSpec) -> str:
+    """'llama-3.1-70b (70.6 B parameters, 80 layers)'."""
+    active = f", {billions(active_parameters(model))} active" if routed_experts(model) else ""
+    return f"{model.name} ({billions(model.parameters)} parameters{active}, {model.num_layers} layers)"
+
+
+def cluster_words(cluster: Cluster) -> str:
+    """'64 x h100-80gb-sxm (8 nodes of 8, 79.2 GiB each)'."""
+    nodes = f"{cluster.nodes} node{'s' if cluster.nodes > 1 else ''} of {cluster.gpus_per_node}"
+    return f"{cluster.gpus:,} x {cluster.accelerator.name} ({nodes}, {gib(cluster.accelerator.memory_bytes)} GiB each)"
+
+
+def job_line(model: ModelSpec, cluster: Cluster, seq: int, global_batch: int) -> str:
+    """Model, machine and the step that is planned."""
+    return f"{model_words(model)} on {cluster_words(cluster)}, sequences of {seq}, global batch {global_batch}"
