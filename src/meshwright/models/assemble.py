@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from meshwright.models.blocks import Block, linear, norm, prefixed
 from meshwright.models.fields import Fields
@@ -18,10 +18,11 @@ def layer_kinds(keys: Sequence[Key], make: Callable[[Key], Block]) -> tuple[tupl
     order: dict[Key, int] = {}
     for key in keys:
         order.setdefault(key, len(order))
-    kinds = tuple(
-        make(key).kind("+".join(str(p) for p in key) if isinstance(key, tuple) else str(key)) for key in order
-    )
-    return kinds, tuple(order[key] for key in keys)
+    return tuple(make(key).kind(_kind_name(key)) for key in order), tuple(order[key] for key in keys)
+
+
+def _kind_name(key: object) -> str:
+    return "+".join(str(part) for part in cast("tuple[object, ...]", key)) if isinstance(key, tuple) else str(key)
 
 
 def embedding(name: str, rows: int, width: int, *, split: bool = True) -> TensorSpec:

@@ -21,7 +21,11 @@ MOST_LAYERS = 10_000
 
 def shown(value: object) -> str:
     """A value for an error message: short, on one line."""
-    text = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -49,8 +49,17 @@ def _folder() -> Traversable:
 def catalogue() -> tuple[CatalogueEntry, ...]:
     """Every catalogued model, by name. Only the index is read, not the configs."""
     rows = cast("list[dict[str, Any]]", tomllib.loads((_folder() / "index.toml").read_text("utf-8"))["model"])
-    lists = ("aliases", "hub_ids")
-    return tuple(CatalogueEntry(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in rows)
+    return tuple(
+        CatalogueEntry(
+            row["name"],
+            row["file"],
+            row["source"],
+            tuple(row.get("aliases", ())),
+            tuple(row.get("hub_ids", ())),
+            row.get("parameters_b"),
+        )
+        for row in rows
+    )
 
 
 def _entries_by_key() -> dict[str, CatalogueEntry]:

@@ -101,7 +101,8 @@ def deepseek_v4(fields: Fields) -> ModelSpec:
         return block + hyper_connection("attn_hc", b.hidden, streams) + hyper_connection("ffn_hc", b.hidden, streams)
 
     wide = streams * b.hidden
-    final = norm("model.norm", b.hidden).tensors + (
+    final = (
+        *norm("model.norm", b.hidden).tensors,
         TensorSpec("model.hc_head.hc_fn", (streams, wide), Part.NORM),
         TensorSpec("model.hc_head.hc_base", (streams,), Part.NORM),
         TensorSpec("model.hc_head.hc_scale", (1,), Part.NORM),

@@ -1,4 +1,4 @@
-"""Gemma 1 to 4: tied and scaled embedding, wide heads, gated GELU MLP; from Gemma 2 on four norms and sliding layers."""
+"""Gemma 1 to 4: tied and scaled embedding, wide heads, gated GELU MLP; from Gemma 2 four norms and sliding layers."""
 
 from __future__ import annotations
 

@@ -171,10 +171,8 @@ def falcon(fields: Fields) -> ModelSpec:
     count = fields.size("num_attention_heads", "n_head")
     if h % count:
         raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
-    if new:
-        kv = fields.size("num_kv_heads", default=count)
-    else:
-        kv = 1 if fields.flag("multi_query", default=True) else count
+    old_kv = 1 if fields.flag("multi_query", default=True) else count
+    kv = fields.size("num_kv_heads", default=count) if new else old_kv
     parallel = fields.flag("parallel_attn", default=True)
     norms = fields.size("num_ln_in_parallel_attn", default=2 if new else 1)
     names = ("ln_attn", "ln_mlp") if new and norms == 2 else ("input_layernorm",)
