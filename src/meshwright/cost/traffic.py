@@ -19,7 +19,7 @@ from meshwright.cost.workload import Workload
 from meshwright.ledger import Collective, Phase, TrafficEntry
 from meshwright.models.spec import ModelSpec
 
-__all__ = ["TrafficTerm", "ledger_entries", "training_traffic"]
+__all__ = ["TrafficTerm", "ledger_entries", "pipeline_terms", "training_traffic"]
 
 
 def training_traffic(
@@ -27,11 +27,11 @@ def training_traffic(
 ) -> tuple[TrafficTerm, ...]:
     """Every line of the ledger for every candidate and stage; lines that no candidate has are left out."""
     x = scene(model, workload, candidates, stages, keys)
-    terms = [*layer_terms(x), *_pipeline_terms(x), *state_terms(x)]
+    terms = [*layer_terms(x), *pipeline_terms(x), *state_terms(x)]
     return tuple(t for t in terms if t.used)
 
 
-def _pipeline_terms(x: Scene) -> list[TrafficTerm]:
+def pipeline_terms(x: Scene) -> list[TrafficTerm]:
     """Activations [micro batch, seq/cp (/tp under sequence parallelism), hidden] cross each boundary between chunks on
     different stages, and their gradients come back (Narayanan et al. 2021, section 2.2)."""
     c = x.candidates

@@ -1,0 +1,63 @@
+"""Serving stacks: what an inference engine adds to the hardware's roofline - launches, host time, cache share, limits.
+
+In: the name of an engine as a person or a measurement row writes it. Out: a frozen `ServingStack`. The values live in
+`data/serving_stacks.toml`, each with its source or the date of its fit.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+
+@dataclass(frozen=True)
+class ServingStack:
+    """Traits of one engine. Shares are 0..1, seconds are per call."""
+
+    name: str = "generic"
+    frameworks: tuple[str, ...] = ()  # lower-case words by which an engine's name is recognised
+    gemm: float = 1.0  # products relative to the architecture's own surface
+    stream: float = 1.0  # memory streaming of weights and cache relative to the architecture's own share
+    layer_kernels: int = 12  # kernels of a layer's forward pass, each with a launch gap
+    kernel_s: float = 2e-6  # the gap between two kernels (graph launch)
+    step_host_s: float = 2e-4  # host time per forward pass that compute does not hide
+    sequence_host_s: float = 0.0  # host time per sequence of a pass: scheduling, sampling, detokenisation
+    reduce_call_s: float = 8e-6  # start of one tensor-parallel all-reduce
+    elementwise_passes: float = 1.0
+    cache_share: float = 0.9  # of the memory left after weights and workspace
+    max_tokens: int = 8192  # tokens of one forward pass
+    max_sequences: int = 2048  # sequences of one forward pass and replica
+    occupancy: float = 0.95  # share of the cache's sequences in flight at saturation
+    sources: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@cache
+def serving_stacks() -> dict[str, ServingStack]:
+    """Every engine of the data file by name; entries inherit from the one they name under `base`."""
+    text = files("meshwright.cost").joinpath("data/serving_stacks.toml").read_text(encoding="utf-8")
+    raw: dict[str, dict[str, Any]] = tomllib.loads(text)
+    known = {f.name for f in fields(ServingStack)}
+    resolved: dict[str, dict[str, Any]] = {}
+    for name, table in raw.items():
+        base = resolved[table["base"]] if "base" in table else {}
+        own: dict[str, Any] = {key: value for key, value in table.items() if key != "base"}
+        if "frameworks" in own:
+            own["frameworks"] = tuple(cast(list[str], own["frameworks"]))
+        if unknown := set(own) - known:
+            raise ValueError(f"serving_stacks.toml: unknown trait {sorted(unknown)} in {name}")
+        resolved[name] = {**base, "frameworks": (), **own, "name": name}
+    return {name: ServingStack(**traits) for name, traits in resolved.items()}
+
+
+def serving_stack_for(framework: str) -> ServingStack:
+    """The engine whose longest recognising word occurs in `framework`; vLLM's traits where none does."""
+    text = framework.lower()
+    best, length = "vllm", 0
+    for name, stack in serving_stacks().items():
+        for word in stack.frameworks:
+            if word in text and len(word) > length:
+                best, length = name, len(word)
+    return serving_stacks()[best]
