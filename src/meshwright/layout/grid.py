@@ -3,9 +3,9 @@
 In: a `HybridParallelConfig` and the name of an order ('default', 'vllm', or a Megatron-core order string such as
 'tp-cp-ep-dp-pp'). Out: a `RankLayout`. Everything is NumPy: 100,000 ranks take milliseconds.
 
-Group names: dp, pp, cp, tp; combinations of them joined by '-' or '_' (dp_cp, tp_cp, tp_dp); model (pp x tp, and cp
-where there is one: what holds one copy of the model); ep, expert_tp, expert_dp, ep_expert_tp; embedding (first and last
-stage); dp_shard and dp_replicate (the two levels of HSDP).
+Group names: dp, pp, cp, tp; combinations of them joined by '-' or '_' (dp_cp, tp_cp, tp_dp); model (tp x pp: one copy
+of the weights); ep, expert_tp, expert_dp, ep_expert_tp; embedding (first and last stage); dp_shard and dp_replicate
+(the two levels of HSDP).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class RankLayout:
         if name in ("dp_shard", "dp_replicate"):
             return self._sharded_groups(name)
         if name == "model":
-            return self.dense.groups("pp", "cp", "tp")
+            return self.dense.groups("pp", "tp")
         axes = _axes_of(name)
         known = (*self.dense.axes, *EXPERT_AXES[1:], "dp_cp", "model", "embedding", "dp_shard", "dp_replicate")
         if any(axis not in known for axis in axes):
