@@ -25,7 +25,7 @@ class ClusterFacts:
     gpu: str
     gpus: int
     gpus_per_node: int
-    domain: int
+    domain: int | None
     intra: float | None
     inter: float | None
     fabric: str
@@ -42,7 +42,7 @@ class ClusterFacts:
             gpu=gpu,
             gpus=gpus,
             gpus_per_node=per_node,
-            domain=row.size("nvlink_domain", default=per_node),
+            domain=row.whole("nvlink_domain"),
             intra=_bandwidth(row, "intra_bw"),
             inter=_bandwidth(row, "inter_bw"),
             fabric=next((f for f in FABRICS if f in notes), ""),
@@ -56,6 +56,8 @@ class ClusterFacts:
             raise SkippedError(f"gpu {self.gpu[:60]} is not in the catalogue") from error
         base = self._nearest(device)
         per_node, domain = self.gpus_per_node, self.domain
+        if domain is None:  # a domain of several nodes is a property of the device's usual cluster
+            domain = base.domain if base.domain > base.gpus_per_node else per_node
         if domain < per_node and per_node % domain:
             domain = math.gcd(domain, per_node)
         elif domain > per_node:

@@ -29,18 +29,18 @@ def measured(row: Fields, seq: int, gpus: int) -> Measured:
         return Measured(None, None, ran=False)
     rate = memory = None
     if numbers is not None:
-        rate, memory = _positive(numbers, "tokens_per_s_per_gpu"), _positive(numbers, "peak_mem_gib")
+        rate, memory = positive(numbers, "tokens_per_s_per_gpu"), positive(numbers, "peak_mem_gib")
     derived = row.section("derived")
     for name in DERIVED:
         if rate is None and derived is not None:
-            rate = _positive(derived, name)
-    step = _positive(numbers, "iter_time_s") if numbers is not None else None
+            rate = positive(derived, name)
+    step = positive(numbers, "iter_time_s") if numbers is not None else None
     if rate is None and step is not None and (batch := row.whole("global_batch", most=10**9)) is not None:
         rate = batch * seq / step / gpus
     return Measured(rate, memory, ran=True)
 
 
-def _positive(fields: Fields, name: str) -> float | None:
+def positive(fields: Fields, name: str) -> float | None:
     """A positive number, or None where it is absent, null or zero."""
     value = fields.number(name)
     if value < 0:
