@@ -120,20 +120,45 @@ class UnitKeys:
     inverse: IntArray
 
 
+UNIT_COLUMNS = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch", "recompute", "recompute_every")
+"""What the costs inside a layer depend on."""
+
+
 def unit_keys(candidates: Candidates) -> UnitKeys:
-    """Distinct (tp, sp, cp, ep, expert_tp, micro_batch, recompute, recompute_every) rows."""
-    packed = np.zeros(len(candidates), dtype=np.int64)
-    for column in (
-        candidates.tp,
-        candidates.sequence_parallel.astype(np.int64),
-        candidates.cp,
-        candidates.ep,
-        candidates.expert_tp,
-        candidates.micro_batch,
-        candidates.recompute,
-        candidates.recompute_every,
-    ):
-        values, codes = np.unique(column, return_inverse=True)
-        packed = packed * len(values) + codes
-    _, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
-    return UnitKeys(candidates.take(first.astype(np.int64)), inverse.astype(np.int64))
+    """Distinct rows of UNIT_COLUMNS."""
+    first, inverse = distinct([getattr(candidates, name) for name in UNIT_COLUMNS])
+    return UnitKeys(candidates.take(first), inverse)
+
+
+LARGEST_TABLE = 1 << 22
+"""Codes up to here are counted in a table; beyond it they are sorted."""
+
+
+def distinct(columns: Sequence[IntArray | BoolArray]) -> tuple[IntArray, IntArray]:
+    """Distinct rows of columns of non-negative integers: the index of one row of each kind, and the kind of each row.
+
+    Linear in rows: values are counted in tables, not sorted, as long as the tables stay small.
+    """
+    packed, size = codes(columns[0])
+    for column in columns[1:]:
+        code, values = codes(column)
+        packed, size = (
+            codes(packed * values + code) if size * values > LARGEST_TABLE else (packed * values + code, size * values)
+        )
+    inverse, kinds = codes(packed)
+    first = np.empty(kinds, dtype=np.int64)
+    first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
+    return first, inverse
+
+
+def codes(values: IntArray | BoolArray) -> tuple[IntArray, int]:
+    """Values as 0 .. k-1 in their order, and k."""
+    whole = values.astype(np.int64, copy=False)
+    top = int(whole.max(initial=0)) + 1
+    if top > LARGEST_TABLE:
+        kinds, inverse = np.unique(whole, return_inverse=True)
+        return inverse.astype(np.int64), len(kinds)
+    table = np.zeros(top, dtype=np.int64)
+    table[whole] = 1
+    count = int(table.sum())
+    return (np.cumsum(table) - 1)[whole], count

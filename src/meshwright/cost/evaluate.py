@@ -10,19 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, FloatArray, UnitKeys, unit_keys
-from meshwright.cost.collectives import Network
-from meshwright.cost.compute import head_times, layer_times, shop
-from meshwright.cost.device import Device, device_for
+from meshwright.cost.blueprint import blueprint
+from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
+from meshwright.cost.device import device_for
 from meshwright.cost.device import network as network_constants
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
-from meshwright.cost.exposed import communication_times
 from meshwright.cost.memory import MemoryArrays, memory_lower_bound, training_memory
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
-from meshwright.cost.step import StepArrays, stage_times, step_arrays
+from meshwright.cost.step import Machine, StepArrays, step_arrays
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
-from meshwright.cost.traffic import TrafficTerm, ledger_entries, training_traffic
+from meshwright.cost.traffic import ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig
@@ -33,16 +31,6 @@ CHUNK_ROWS = 65_536
 """Rows priced at once: the working set of a chunk stays in a few hundred MB."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What prices a candidate beside the workload: the cluster and the constants of device, network and software."""
-
-    cluster: Cluster
-    device: Device
-    network: Network
-    stack: Stack
-
-
 def machine_of(cluster: Cluster, stack: Stack | None = None) -> Machine:
     """The constants that belong to a cluster, and the stack (the default one where None)."""
     return Machine(cluster, device_for(cluster.accelerator.architecture), network_constants(), stack or default_stack())
@@ -50,11 +38,10 @@ def machine_of(cluster: Cluster, stack: Stack | None = None) -> Machine:
 
 @dataclass(frozen=True)
 class Priced:
-    """Everything computed of a set of candidates."""
+    """Memory and time of a set of candidates, and their stages."""
 
     stages: Stages
     memory: MemoryArrays
-    traffic: tuple[TrafficTerm, ...]
     step: StepArrays
 
 
@@ -87,7 +74,7 @@ def estimate(
     return Estimate(
         config=config,
         memory=_memory(priced, cluster),
-        traffic=_ledger(priced),
+        traffic=_ledger(model, workload, candidates, priced.stages),
         time=time,
         throughput=rates,
         efficiency=efficiency(parts, rates.mfu),
@@ -95,42 +82,11 @@ def estimate(
 
 
 def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Candidates) -> Priced:
-    """Memory, traffic and time of all candidates."""
+    """Memory and time of all candidates."""
     keys = unit_keys(candidates)
     roles = stages(model, candidates)
     memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
-    traffic = training_traffic(model, workload, candidates, roles, keys)
-    return Priced(roles, memory, traffic, step_of(model, workload, machine, candidates, roles, keys, memory, traffic))
-
-
-def step_of(
-    model: ModelSpec,
-    workload: Workload,
-    machine: Machine,
-    candidates: Candidates,
-    roles: Stages,
-    keys: UnitKeys,
-    memory: MemoryArrays,
-    traffic: tuple[TrafficTerm, ...],
-) -> StepArrays:
-    """Time of a step, given what is held and what is moved."""
-    cluster, stack = machine.cluster, machine.stack
-    prices = shop(cluster.accelerator, machine.device, stack, workload, keys.candidates)
-    shape = (len(candidates), roles.index.shape[1])
-    communication = communication_times(cluster, machine.network, stack.rank_order, candidates, traffic, shape)
-    times = stage_times(
-        candidates, roles, keys.inverse, layer_times(model, prices), head_times(model, prices), communication, stack
-    )
-    moved = optimizer_bytes(candidates, memory)
-    return step_arrays(candidates, roles, times, communication, moved, prices.bandwidth, cluster, stack)
-
-
-def optimizer_bytes(candidates: Candidates, memory: MemoryArrays) -> FloatArray:
-    """Bytes the optimizer step moves [n, S]: state read and written, its gradients read and its weights written (half
-    of one pass over fp32 state), gradients cleared; ZeRO-3 keeps part of the state as parameters."""
-    state, held = memory.by_kind[MemoryKind.OPTIMIZER], memory.by_kind[MemoryKind.PARAMETERS]
-    sharded = (candidates.zero == 3)[:, None]
-    return 2.5 * state + memory.by_kind[MemoryKind.GRADIENTS] + np.where(sharded, 2.0 * held, 0.0)
+    return Priced(roles, memory, step_arrays(blueprint(model, workload, candidates, machine.stack), machine))
 
 
 def _evaluate_chunk(
@@ -198,6 +154,9 @@ def _memory(priced: Priced, cluster: Cluster) -> Memory:
     return Memory(found, cluster.accelerator.memory_bytes)
 
 
-def _ledger(priced: Priced) -> dict[int, tuple[TrafficEntry, ...]]:
+def _ledger(
+    model: ModelSpec, workload: Workload, candidates: Candidates, roles: Stages
+) -> dict[int, tuple[TrafficEntry, ...]]:
     """The traffic of each distinct stage."""
-    return {stage: ledger_entries(priced.traffic, 0, role) for role, stage in _distinct_stages(priced.stages)}
+    terms = training_traffic(model, workload, candidates, roles, unit_keys(candidates))
+    return {stage: ledger_entries(terms, 0, role) for role, stage in _distinct_stages(roles)}

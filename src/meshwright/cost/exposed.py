@@ -1,10 +1,9 @@
-"""Communication of a step in seconds, and how much of it is exposed: what compute cannot hide.
+"""Communication in seconds, and how much of it is exposed: what compute cannot hide.
 
-In: the traffic terms of the ledger, priced on the cluster's links; the seconds of compute beside them; the stack's
-overlaps. Out: seconds [n, S] by axis and phase. One rule for every overlap: of T seconds of communication a share that
-the stack lets run behind compute may hide, as far as there is compute to hide behind; the hidden part slows that
-compute by `contention` (it takes multiprocessors and memory bandwidth: Wang et al. 2022, "Overlap communication with
-dependent computation"; Rashidi et al. 2021).
+In: traffic terms of a blueprint's levels. Out: seconds per role [x, R] by axis and phase, on the cluster's links.
+One rule for every overlap: of T seconds of communication a share that the stack lets run behind compute may hide, as
+far as there is compute to hide behind; the hidden part slows that compute by `contention` (it takes multiprocessors
+and memory bandwidth: Rashidi et al. 2021, "Enabling compute-communication overlap in distributed deep learning").
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meshwright.cost.blueprint import per_role
 from meshwright.cost.candidates import Candidates, FloatArray, IntArray
 from meshwright.cost.collectives import Network, call_seconds
 from meshwright.cost.traffic_layers import expert_stride
@@ -22,75 +22,78 @@ from meshwright.hardware.spec import Cluster
 from meshwright.ledger import Collective, Phase
 
 REDUCING = (Collective.ALL_REDUCE, Collective.REDUCE_SCATTER)
-
-
-@dataclass(frozen=True)
-class CommunicationTimes:
-    """Seconds of a whole step [n, S]. `forward` and `backward` map tp, cp, ep, pp to time spread over the microbatches;
-    `reduction` and `gathering` are the gradients' and parameters' of replicated or ZeRO-1/2 state, once per step;
-    `sharded` those of ZeRO-3; `final` what follows the last backward pass: tied embedding, partial sums, norms."""
-
-    forward: dict[str, FloatArray]
-    backward: dict[str, FloatArray]
-    reduction: FloatArray
-    gathering: FloatArray
-    sharded: FloatArray
-    final: FloatArray
-
-
-@dataclass(frozen=True)
-class Split:
-    """A communication time as its exposed part (slow-down included) and its hidden part."""
-
-    exposed: FloatArray
-    hidden: FloatArray
-
-
+LAYER_AXES = ("tp", "cp", "ep")
 AXIS_OF = {"expert_tp": "tp", "expert_dp": "dp"}
 """Axes of the ledger that are accounted with another in the parts of a step."""
 
 
-def communication_times(
-    cluster: Cluster,
-    network: Network,
-    rank_order: str,
-    candidates: Candidates,
-    terms: tuple[TrafficTerm, ...],
-    shape: tuple[int, int],
-) -> CommunicationTimes:
-    """Price every term and sum by axis and phase. A receive runs beside the send that it matches: not counted."""
-    forward = {axis: np.zeros(shape) for axis in ("tp", "cp", "ep", "pp")}
-    backward = {axis: np.zeros(shape) for axis in ("tp", "cp", "ep", "pp")}
-    reduction, gathering, sharded, final = (np.zeros(shape) for _ in range(4))
-    fully_sharded = (candidates.zero == 3)[:, None]
+@dataclass(frozen=True)
+class Wires:
+    """What prices a call: the cluster's links, the library's constants, the software's rank order."""
+
+    cluster: Cluster
+    network: Network
+    rank_order: str
+
+    def seconds(self, term: TrafficTerm, candidates: Candidates) -> FloatArray:
+        """All calls of a term [x, S]."""
+        size, stride = term.group_size[:, None], rank_stride(term, candidates, self.rank_order)[:, None]
+        each = call_seconds(term.collective, self.cluster, self.network, size, stride, term.bytes_per_call)
+        return term.calls * each
+
+
+def layer_communication(
+    wires: Wires, rows: Candidates, terms: tuple[TrafficTerm, ...], roles: int
+) -> dict[tuple[str, Phase], FloatArray]:
+    """Seconds per role and microbatch [u, R] of tp, cp and ep, forward and backward. A receive runs beside the send
+    that it matches: not counted."""
+    found = {(axis, phase): np.zeros((len(rows), roles)) for axis in LAYER_AXES for phase in Phase}
     for term in terms:
-        if term.collective is Collective.RECEIVE:
+        if term.collective is not Collective.RECEIVE and term.used:
+            found[AXIS_OF.get(term.axis, term.axis), term.phase] += wires.seconds(term, rows)
+    return {key: per_role(seconds) for key, seconds in found.items()}
+
+
+def boundary_communication(
+    wires: Wires, rows: Candidates, terms: tuple[TrafficTerm, ...]
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds of one message over a stage boundary [b], forward and backward."""
+    sent = {t.phase: wires.seconds(t, rows)[:, 0] for t in terms if t.collective is Collective.SEND}
+    return sent[Phase.FORWARD], sent[Phase.BACKWARD]
+
+
+@dataclass(frozen=True)
+class StateCommunication:
+    """Seconds per role [d, R] of one gradient reduction, one gathering of parameters (ZeRO-3: forward and backward),
+    and of what follows the last backward pass: tied embedding, partial sums, norms."""
+
+    reduction: FloatArray
+    gathering: FloatArray
+    final: FloatArray
+
+
+def state_communication(
+    wires: Wires, rows: Candidates, terms: tuple[TrafficTerm, ...], roles: int
+) -> StateCommunication:
+    """Price parameters and gradients."""
+    reduction, gathering, final = (np.zeros((len(rows), roles)) for _ in range(3))
+    for term in terms:
+        if not term.used:
             continue
-        size, stride = term.group_size[:, None], rank_stride(term, candidates, rank_order)[:, None]
-        each = call_seconds(term.collective, cluster, network, size, stride, term.bytes_per_call)
-        seconds = term.calls * each
-        axis = AXIS_OF.get(term.axis, term.axis)
         if term.phase is Phase.OPTIMIZER:
-            final += seconds
-        elif axis == "dp":
-            sharded += np.where(fully_sharded, seconds, 0.0)
-            once = np.where(fully_sharded, 0.0, seconds)
-            if term.collective in REDUCING:
-                reduction += once
-            else:
-                gathering += once
-        elif term.phase is Phase.FORWARD:
-            forward[axis] += seconds
+            final += wires.seconds(term, rows)
+        elif term.collective in REDUCING:
+            reduction += wires.seconds(term, rows)
         else:
-            backward[axis] += seconds
-    return CommunicationTimes(forward, backward, reduction, gathering, sharded, final)
+            gathering += wires.seconds(term, rows)
+    return StateCommunication(per_role(reduction), per_role(gathering), per_role(final))
 
 
 def rank_stride(term: TrafficTerm, candidates: Candidates, rank_order: str) -> IntArray:
     """The stride of a term's groups in the rank order of the software. The ledger's own is the default order, in which
     the pipeline lies inside dp; Megatron-core's order puts dp (and the experts over it) inside the pipeline."""
     axes = rank_order.split("-")
-    if axes.index("pp") < axes.index("dp"):
+    if "pp" not in axes or axes.index("pp") < axes.index("dp"):
         return term.rank_stride
     c = candidates
     if term.axis in ("pp", "embedding"):
@@ -104,7 +107,9 @@ def rank_stride(term: TrafficTerm, candidates: Candidates, rank_order: str) -> I
     return term.rank_stride
 
 
-def hide(seconds: FloatArray, share: FloatArray | float, behind: FloatArray, contention: float) -> Split:
-    """The rule of the module: min(share x T, compute) hides."""
+def hide(
+    seconds: FloatArray, share: FloatArray | float, behind: FloatArray, contention: float
+) -> tuple[FloatArray, FloatArray]:
+    """(exposed, hidden) by the rule of the module: min(share x T, compute) hides, and costs `contention` of itself."""
     hidden = np.minimum(share * seconds, behind)
-    return Split(seconds - (1.0 - contention) * hidden, hidden)
+    return seconds - (1.0 - contention) * hidden, hidden

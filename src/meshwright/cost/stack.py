@@ -30,6 +30,7 @@ class Stack:
     gemm_scale: float = 1.0  # matrix products relative to the architecture's own surface
     # host
     layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
+    moe_host_s: float = 0.0008  # more of it where the layer routes tokens to experts
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
     # overlap: the share of a collective that may run behind compute

@@ -1,0 +1,134 @@
+"""A microbatch's turn on every stage: compute, exposed communication, host floor - per block of the blueprint.
+
+In: blueprint, prices of layers, head and wires. Out: `Turns`, arrays over blocks [b, S] and, at the stage that sets the
+pace, [b].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.blueprint import PLAIN_SCHEDULES, Blueprint
+from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
+from meshwright.cost.compute import HeadTimes, LayerTimes
+from meshwright.cost.exposed import LAYER_AXES, Wires, boundary_communication, hide, layer_communication
+from meshwright.cost.stack import Stack
+from meshwright.layout.config import Recompute
+from meshwright.ledger import Phase
+from meshwright.models.spec import ModelSpec, MoeMlp
+
+BLOCK_PARTS = ("forward", "backward", "recompute", "tp", "cp", "ep", "pp", "host")
+"""Parts of a step that are a microbatch's turn times the number of microbatches."""
+
+HIDING_SHARE = 0.5
+"""Of the compute of a pass, what may run beside the communication of one axis."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds per microbatch. `forward` and `backward` [b, S] are whole turns; `mean_*` [b] means over real stages;
+    `parts` and `hidden` [b] are those of the pace-setting stage `pace`."""
+
+    forward: FloatArray
+    backward: FloatArray
+    mean_forward: FloatArray
+    mean_backward: FloatArray
+    mean_weight_gradient: FloatArray
+    parts: dict[str, FloatArray]
+    hidden: dict[str, FloatArray]
+    pace_stage: IntArray
+
+
+def turns(plan: Blueprint, layers: LayerTimes, head: HeadTimes, wires: Wires, stack: Stack) -> Turns:
+    """Every block's turns."""
+    names, table = _unit_table(plan, layers, head, wires, stack)
+    sums = plan.holds[plan.shape_of_block] @ table[plan.unit_of_block]
+    at = {name: sums[:, :, i] for i, name in enumerate(names)}
+    compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
+    exposed: dict[str, FloatArray] = {}
+    hidden: dict[str, FloatArray] = {}
+    turn = dict(compute)
+    for axis, phase, seconds, share in _communication(plan, at, wires, stack):
+        bare, behind = hide(seconds, share, HIDING_SHARE * compute[phase], stack.contention)
+        turn[phase] = turn[phase] + bare
+        exposed[axis] = exposed[axis] + bare if axis in exposed else bare
+        hidden[axis] = hidden[axis] + behind if axis in hidden else behind
+    device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
+    chunks = plan.blocks.vpp[:, None].astype(np.float64)
+    host = np.maximum(at["host"] - device, 0.0) + stack.microbatch_host_s * chunks
+    forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
+    rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
+    parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
+    weight, pp = plan.stages.weight[plan.shape_of_block], plan.blocks.pp
+
+    def mean(per_stage: FloatArray) -> FloatArray:
+        return np.einsum("bs,bs->b", weight, per_stage) / pp
+
+    return Turns(
+        forward=forward,
+        backward=backward,
+        mean_forward=mean(forward),
+        mean_backward=mean(backward),
+        mean_weight_gradient=mean(at["weight_gradient"]),
+        parts={name: parts[name][rows, pace] for name in BLOCK_PARTS},
+        hidden={axis: seconds[rows, pace] for axis, seconds in hidden.items()},
+        pace_stage=plan.stages.index[plan.shape_of_block, pace],
+    )
+
+
+def _communication(
+    plan: Blueprint, at: dict[str, FloatArray], wires: Wires, stack: Stack
+) -> list[tuple[str, Phase, FloatArray, FloatArray | float]]:
+    """(axis, phase, seconds [b, S], share that may hide) of everything a turn waits for. Stage boundaries hide better
+    under schedules that have other work at hand than the next microbatch's."""
+    share = {"tp": stack.tp_overlap, "cp": stack.cp_overlap, "ep": stack.ep_overlap}
+    passes = (Phase.FORWARD, Phase.BACKWARD)
+    found: list[tuple[str, Phase, FloatArray, FloatArray | float]] = [
+        (axis, phase, at[f"{axis} {phase}"], share[axis]) for axis in LAYER_AXES for phase in passes
+    ]
+    plain = np.isin(plan.blocks.schedule, PLAIN_SCHEDULES)
+    boundary = np.where(plain, stack.pp_overlap, stack.pp_overlap_interleaved)[:, None]
+    messages = boundary_communication(wires, plan.blocks, plan.pipeline_terms)
+    counts = (plan.stages.sends, plan.stages.receives)
+    for phase, message, count in zip(passes, messages, counts, strict=True):
+        found.append(("pp", phase, count[plan.shape_of_block] * message[:, None], boundary))
+    return found
+
+
+def _unit_table(
+    plan: Blueprint, layers: LayerTimes, head: HeadTimes, wires: Wires, stack: Stack
+) -> tuple[tuple[str, ...], FloatArray]:
+    """Seconds per unit and role [u, R, Q], and the names of the Q quantities."""
+    nothing = np.zeros_like(head.forward)
+
+    def roles(per_layer: FloatArray, first: FloatArray, last: FloatArray) -> FloatArray:
+        return np.concatenate([per_layer, np.stack([first, last, first + last, nothing], axis=1)], axis=1)
+
+    table = {
+        "forward": roles(layers.forward, head.embedding, head.forward),
+        "backward": roles(layers.backward, nothing, head.backward),
+        "recompute": roles(layers.recompute, nothing, nothing),
+        "weight_gradient": roles(layers.weight_gradient, nothing, nothing),
+        "host": roles(_host_seconds(plan, stack), nothing, nothing),
+    }
+    moved = layer_communication(wires, plan.units, plan.unit_terms, table["forward"].shape[1])
+    for axis in LAYER_AXES:
+        for phase in (Phase.FORWARD, Phase.BACKWARD):
+            table[f"{axis} {phase}"] = moved[axis, phase]
+    return tuple(table), np.stack(list(table.values()), axis=2)
+
+
+def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
+    """Host time to launch a layer's kernels [u, K]: forward, backward, and what is recomputed."""
+    units = plan.units
+    full = units.recompute == RECOMPUTES.index(Recompute.FULL)
+    passes = 2.0 + np.where(full, 1.0 / units.recompute_every, 0.0)
+    return passes[:, None] * np.array(layer_host(plan.model, stack))[None, :]
+
+
+def layer_host(model: ModelSpec, stack: Stack) -> list[float]:
+    """Host seconds of one pass through a layer of each kind: routing adds the kernels of dispatch and combine."""
+    routed = [isinstance(kind.mlp, MoeMlp) for kind in model.kinds]
+    return [stack.layer_host_s + (stack.moe_host_s if moe else 0.0) for moe in routed]
