@@ -99,9 +99,7 @@ def blueprint(model: ModelSpec, workload: Workload, candidates: Candidates, stac
         pair_of=pair,
         unit_terms=tuple(layer_terms(of_units)),
         state_terms=tuple(state_terms(of_states)),
-        pipeline_terms=tuple(
-            pipeline_terms(scene(model, workload, blocks, _boundary(model, len(blocks)), _own(blocks)))
-        ),
+        pipeline_terms=tuple(pipeline_terms(of_blocks)),
         optimizer_bytes=_optimizer_bytes(model, workload, stack, cells, shapes.take(shape.inverse[cell_row])),
     )
 
