@@ -31,11 +31,11 @@ def embedding(name: str, rows: int, width: int, *, split: bool = True) -> Tensor
     return TensorSpec(name, (rows, width), Part.EMBEDDING, units, split_dim=dim)
 
 
-def head(vocab: int, hidden: int, *, bias: bool = False, name: str = "lm_head") -> tuple[TensorSpec, ...]:
+def head(vocab: int, hidden: int, *, bias: bool = False) -> tuple[TensorSpec, ...]:
     """An untied LM head."""
-    tensors = [TensorSpec(f"{name}.weight", (vocab, hidden), Part.HEAD, vocab, split_dim=0)]
+    tensors = [TensorSpec("lm_head.weight", (vocab, hidden), Part.HEAD, vocab, split_dim=0)]
     if bias:
-        tensors.append(TensorSpec(f"{name}.bias", (vocab,), Part.HEAD, vocab, split_dim=0))
+        tensors.append(TensorSpec("lm_head.bias", (vocab,), Part.HEAD, vocab, split_dim=0))
     return tuple(tensors)
 
 

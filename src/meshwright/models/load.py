@@ -12,8 +12,6 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +20,7 @@ from meshwright.models.fields import shown
 from meshwright.models.from_config import spec_from_config
 from meshwright.models.spec import ModelSpec
 
+CATALOGUE_FOLDER = Path(__file__).parent / "catalogue"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -37,18 +36,14 @@ class CatalogueEntry:
     parameters_b: float | None = None
 
     @property
-    def config_file(self) -> Traversable:
-        return _folder() / self.file
-
-
-def _folder() -> Traversable:
-    return resources.files("meshwright.models") / "catalogue"
+    def config_file(self) -> Path:
+        return CATALOGUE_FOLDER / self.file
 
 
 @functools.cache
 def catalogue() -> tuple[CatalogueEntry, ...]:
     """Every catalogued model, by name. Only the index is read, not the configs."""
-    rows = cast("list[dict[str, Any]]", tomllib.loads((_folder() / "index.toml").read_text("utf-8"))["model"])
+    rows = cast("list[dict[str, Any]]", tomllib.loads((CATALOGUE_FOLDER / "index.toml").read_text("utf-8"))["model"])
     return tuple(
         CatalogueEntry(
             row["name"],

@@ -85,8 +85,8 @@ class Attention:
     cache per layer before tp: 2 * kv_heads * head_dim, or kv_lora + rope for MLA (replicated over tp: then
     `kv_replicated`), index keys included. `kv_compression` > 1 is compressed attention: besides the `window` latest
     tokens a query sees one key per that many earlier tokens (at most `top_k_keys` of them); `kv_cache_elements` is then
-    the compressed cache's mean per token, `kv_window_elements` that of each token in the window. `absorbed_dims` are the
-    (qk, v) sizes per head that MLA works with when it decodes from the compressed cache.
+    the compressed cache's mean per token, `kv_window_elements` that of each token in the window. `absorbed_dims` are
+    the (qk, v) sizes per head that MLA works with when it decodes from the compressed cache.
     """
 
     heads: int

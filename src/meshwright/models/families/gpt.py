@@ -134,7 +134,6 @@ def gpt_neox(fields: Fields) -> ModelSpec:
         tied=b.tied,
         embeddings=(embedding("gpt_neox.embed_in.weight", b.vocab, h),),
         final=norm("gpt_neox.final_layer_norm", h, True).tensors,
-        head_tensors=head(b.vocab, h, name="embed_out"),
         activation=fields.text("hidden_act", default="gelu"),
         dropout=fields.number("hidden_dropout"),
     )
@@ -203,7 +202,9 @@ def mpt(fields: Fields) -> ModelSpec:
     count = fields.size("n_heads")
     if h % count:
         raise fields.error(f"d_model {h} is not a multiple of n_heads {count}")
-    width = fields.size("expansion_ratio", default=4) * h
+    if fields.size("expansion_ratio", default=4) != 4:
+        raise fields.error("expansion_ratio other than 4 is not read (transformers' MPT has none other)")
+    width = 4 * h
     layer = layer_norms(h, "norm_1", "norm_2", bias=False)
     layer += fused_qkv("attn.Wqkv", h, Heads(count, count, h // count))
     layer += linear("attn.out_proj", h, h, "row", Part.ATTENTION, count)

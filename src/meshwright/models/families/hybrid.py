@@ -125,7 +125,7 @@ def mamba2(fields: Fields, hidden: int) -> Block:
     count, dim = fields.size("mamba_num_heads"), fields.size("mamba_head_dim")
     groups, state = fields.size("n_groups"), fields.size("ssm_state_size")
     inner, shared, part = count * dim, 2 * groups * state, Part.ATTENTION
-    bias = fields.flag("use_bias") or fields.flag("mamba_proj_bias")
+    bias = fields.flag("use_bias")
     kernel = fields.size("conv_kernel", default=4)
     block = Block()
     for name in ("dt_bias", "A_log", "D"):
@@ -200,9 +200,8 @@ def nemotron_h(fields: Fields) -> ModelSpec:
             return block + mamba2(fields, b.hidden)
         if kind == "attention":
             dim = fields.size("head_dim", "attention_head_dim", default=128)
-            bias = fields.flag("attention_bias")
             sizes = replace(heads(fields, b.hidden, head_dim=dim), head_dim=dim)
-            return block + gqa(b.hidden, sizes, prefix="mixer.", qkv_bias=bias, output_bias=bias)
+            return block + gqa(b.hidden, sizes, prefix="mixer.")
         if kind == "moe":
             return block + nemotron_experts(fields, b.hidden)
         mlp_names = ("mixer.up_proj", "mixer.down_proj")

@@ -273,6 +273,8 @@ def mimo_v2(fields: Fields) -> ModelSpec:
     experts = expert_sizes(fields)
     pattern = fields.wholes("hybrid_layer_pattern")  # 1: sliding
     fields.per_layer("hybrid_layer_pattern", pattern, b.layers)
+    if pattern is None and "layer_types" not in fields.values:
+        raise fields.error("hybrid_layer_pattern is missing (1 for a sliding layer, 0 for a full one)")
     types = attention_types(fields, b.layers) if pattern is None else [SLIDING if p else FULL for p in pattern]
 
     def layer(key: tuple[str, str]) -> Block:
