@@ -1,7 +1,7 @@
 """The command line: one small module per command in `commands/`, gathered here.
 
 In: the arguments. Out: an exit code - 0 done, 1 the answer is no, 2 bad input with exactly one line on stderr that
-says what is wrong and how to mend it. Rooms are imported only when a command needs them, so that start-up is quick.
+says what is wrong and how to mend it. Everything is imported inside `main`, so that an interrupt is answered there.
 """
 
 from __future__ import annotations
@@ -9,43 +9,48 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
-from typer.main import get_command
-
-from meshwright.commands import catalogues, estimate, layout, plan, scale, validate
 from meshwright.errors import InputError
+
+if TYPE_CHECKING:
+    import typer
 
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-app = typer.Typer(
-    name="meshwright",
-    help="Plan, prove, run and diagnose the split of a large language model over many accelerators.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("plan")(plan.plan)
-app.command("estimate")(estimate.estimate)
-app.command("layout")(layout.layout)
-app.command("scale")(scale.scale)
-app.command("validate")(validate.validate)
-app.command("models")(catalogues.models)
-app.command("clusters")(catalogues.clusters)
+
+def app() -> typer.Typer:
+    """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
+    import typer
+
+    from meshwright.commands import catalogues, estimate, layout, plan, scale, validate
+
+    made = typer.Typer(
+        name="meshwright",
+        help="Plan, prove, run and diagnose the split of a large language model over many accelerators.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.command("plan")(plan.plan)
+    made.command("estimate")(estimate.estimate)
+    made.command("layout")(layout.layout)
+    made.command("scale")(scale.scale)
+    made.command("validate")(validate.validate)
+    made.command("models")(catalogues.models)
+    made.command("clusters")(catalogues.clusters)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Never lets bad input become a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        code = get_command(app).main(arguments, prog_name="meshwright", standalone_mode=False)
+        code = _run(arguments)
         sys.stdout.flush()
     except InputError as error:
         return _complain(str(error))
-    except typer.TyperException as error:
-        return _complain(f"{error.format_message()} (see meshwright --help)")
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
@@ -55,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return _complain(f"cannot read or write{where}: {error.strerror or error}")
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    """Parse and call. Not typer's own `main`, which answers interrupts and broken pipes itself."""
+    import typer
+    from typer.main import get_command
+
+    command = get_command(app())
+    try:
+        with command.make_context("meshwright", arguments) as context:
+            code: object = command.invoke(context)
+    except typer.Exit as done:  # --help
+        return done.exit_code
+    except typer.TyperException as error:
+        raise InputError(f"{error.format_message()} (see meshwright --help)") from None
     return code if isinstance(code, int) else DONE
 
 

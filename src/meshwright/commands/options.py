@@ -13,12 +13,13 @@ from meshwright.planner.objectives import Objective
 
 LARGEST = 2**24  # of any size: far above every cluster, far below what overflows 64-bit products
 
-SPLIT, RUN, CLUSTER, WORKLOAD, SERVING, OUTPUT = (
+SPLIT, RUN, CLUSTER, WORKLOAD, SERVING, SEARCH, OUTPUT = (
     "Sizes of the axes",
     "How the step is run",
     "Cluster",
     "Workload",
     "Serving",
+    "Search",
     "Output",
 )
 
@@ -125,10 +126,10 @@ TpotMs: TypeAlias = Annotated[
 
 # The search.
 ObjectiveName: TypeAlias = Annotated[
-    Objective, typer.Option("--objective", help="What the best plan is best at.", rich_help_panel=OUTPUT)
+    Objective, typer.Option("--objective", help="What the best plan is best at.", rich_help_panel=SEARCH)
 ]
 Top: TypeAlias = Annotated[
-    int, typer.Option("--top", help="Plans to show.", min=1, max=1000, rich_help_panel=OUTPUT, metavar="N")
+    int, typer.Option("--top", help="Plans to show.", min=1, max=1000, rich_help_panel=SEARCH, metavar="N")
 ]
 
 

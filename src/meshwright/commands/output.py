@@ -12,10 +12,17 @@ LOG_WIDTH = 160
 """Columns where nobody's window limits them: a file or a pipe gets whole tables."""
 
 
+class _Console(Console):
+    """rich's console, but a reader that left is for `cli.main` to judge."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stderr: bool = False) -> Console:
     """A console as wide as the window, or LOG_WIDTH where there is none."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=None if stream.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
 
 
 def show(renderable: RenderableType, *, stderr: bool = False) -> None:

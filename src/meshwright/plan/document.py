@@ -13,9 +13,9 @@ import os
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from meshwright import hardware, models
 from meshwright.errors import InputError
@@ -37,11 +37,20 @@ from meshwright.plan.sections import (
 from meshwright.plan.wording import hint, short
 from meshwright.plan.yaml_text import dump_yaml, load_yaml
 
+VERSION = 1
+"""Of the form of the file. A change that old readers would misread raises it."""
+
+
+def _known_version(version: int) -> int:
+    if version != VERSION:
+        raise InputError(f"{short(version)} is not a version of plans that is understood; write version: {VERSION}")
+    return version
+
 
 class Plan(Section):
     """One job, decided. `model` and `cluster` may be written as a bare name."""
 
-    version: Literal[1] = 1
+    version: Annotated[int, AfterValidator(_known_version)] = VERSION
     model: ModelSection
     cluster: ClusterSection | None = None
     workload: AnyWorkload
@@ -113,6 +122,8 @@ class Plan(Section):
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all."""
         target = Path(path)
+        if not target.name or target.is_dir():
+            raise InputError(f"{target}: is a folder; give the name of a file, like plan.yaml")
         beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with beside.open("w", encoding="utf-8") as file:
