@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from meshwright.commands.inputs import load_cluster, load_model, load_stack, needed, reserved_bytes
 from meshwright.cost.estimate import Estimate
+from meshwright.cost.from_plan import workload_of
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.workload import Optimizer, Workload
 from meshwright.errors import InputError
@@ -112,21 +113,6 @@ def job_of_plan(plan: Plan, cluster: ClusterOptions, workload: WorkloadOptions) 
     return Job(
         plan.load_model(), machine, workload.over(workload_of(plan.workload)), load_stack(software), plan.model, section
     )
-
-
-def workload_of(section: TrainingWorkload) -> Workload:
-    """The cost model's workload of a plan's section: what the section leaves out keeps its default."""
-    optimizer = section.optimizer
-    if optimizer is not None and optimizer not in set(Optimizer):
-        raise InputError(f"workload.optimizer: unknown optimizer {optimizer!r}; known: {', '.join(Optimizer)}")
-    given = {
-        "optimizer": None if optimizer is None else Optimizer(optimizer),
-        "gradient_bytes": section.gradient_bytes,
-        "flash_attention": section.flash_attention,
-        "dropout": section.dropout,
-        "capacity_factor": section.capacity_factor,
-    }
-    return replace(Workload(seq=section.seq), **{name: value for name, value in given.items() if value is not None})
 
 
 def section_of(options: ClusterOptions, cluster: Cluster) -> ClusterSection:
