@@ -76,6 +76,31 @@ def flash_attention(row: Fields, early: bool) -> bool:
     return not early and "no flash" not in row.text("notes").lower()
 
 
+KERNELS = (
+    # words in `attention_impl` -> kernel generation of cost.attention; the first match counts
+    ("flash-3", "flash3"),
+    ("attention3", "flash3"),
+    ("attentionv1", "flash1"),
+    ("triton", "flash1"),  # the Triton kernel of flash attention's first version
+    ("attention2", "flash2"),
+    ("attention-2", "flash2"),
+    ("flash-2", "flash2"),
+    ("cudnn", "cudnn"),
+    ("te)", "cudnn"),  # Transformer Engine calls cuDNN
+)
+
+
+def attention_kernel(row: Fields, usual: str) -> str:
+    """The kernel generation that the row names, else the stack's usual one."""
+    words = row.text("attention_impl").lower()
+    return next((kernel for name, kernel in KERNELS if name in words), usual)
+
+
+def device_memory_stated(row: Fields) -> bool:
+    """Whether the device's memory size is known, so that the row can tell whether a fit was predicted rightly."""
+    return "memory size inferred" not in row.text("bw_source")
+
+
 def gradient_bytes(row: Fields, precision: Precision) -> int:
     """Bytes of an accumulated (and reduced) gradient element: fp32 unless the row says half precision."""
     notes = row.text("notes")

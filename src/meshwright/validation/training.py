@@ -34,7 +34,8 @@ def score_training(cases: Sequence[TrainingCase]) -> list[ScoredRow]:
     """Every case scored, in order."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, case in enumerate(cases):
-        key = (id(case.model), id(case.cluster), case.workload, case.stack.name, case.configs[0].precision)
+        software = (case.stack.name, case.stack.attention)
+        key = (id(case.model), id(case.cluster), case.workload, *software, case.configs[0].precision)
         groups.setdefault(key, []).append(index)
     scored: dict[int, ScoredRow] = {}
     for members in groups.values():
@@ -79,7 +80,7 @@ def _score(case: TrainingCase, choices: Sequence[Prediction]) -> ScoredRow:
         rate=_pair(measured.tokens_per_s_per_gpu, prediction.tokens_per_s_per_gpu),
         memory=_pair(measured.peak_mem_gib, gib),
         ran=measured.ran,
-        fits=prediction.fits if len(choices) == 1 else None,  # else the fit itself chose the setting
+        fits=prediction.fits if case.fit_counts else None,
         predicted_rate=prediction.tokens_per_s_per_gpu,
         predicted_gib=gib,
         assumed=case.assumed,

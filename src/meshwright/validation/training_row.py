@@ -28,7 +28,7 @@ LARGEST_BATCH = 10**9
 @dataclass(frozen=True)
 class TrainingCase:
     """A row ready to be predicted. `configs` are tried in order until one fits: several only where the source does not
-    say what was recomputed."""
+    say what was recomputed. `fit_counts` where the row can tell whether a fit was predicted rightly."""
 
     group: Group
     model: ModelSpec
@@ -38,6 +38,7 @@ class TrainingCase:
     configs: tuple[HybridParallelConfig, ...]
     memory: readings.MemoryReading
     measured: Measured
+    fit_counts: bool
     assumed: tuple[str, ...]
 
 
@@ -46,7 +47,9 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
     cluster = shapes.cluster(facts)
-    stack = stack_for(row.text("framework"))
+    # software is what the framework's name says and, for kernels of its own, what the row says of attention
+    stack = stack_for(f"{row.text('framework')} {row.text('attention_impl')}")
+    stack = replace(stack, attention=readings.attention_kernel(row, stack.attention))
     precision = _precision(row)
     assumed: list[str] = []
     config, recompute = _config(row, facts, model, precision, assumed)
@@ -70,6 +73,7 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
         configs=tuple(replace(config, recompute=mode, recompute_every=n) for mode, n in recompute.choices),
         memory=readings.memory_kind(row),
         measured=measured(row, workload.seq, facts.gpus),
+        fit_counts=recompute.stated and readings.device_memory_stated(row),
         assumed=tuple(assumed),
     )
 
