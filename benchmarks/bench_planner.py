@@ -79,7 +79,7 @@ def evaluation_rate(rows_wanted: int) -> dict[str, float]:
         while done < rows_wanted:
             for name, cluster_name, gpus, seq, batch in list(SEARCHES.values())[:3]:
                 model, cluster = models.load(name), hardware.load(cluster_name, gpus=gpus)
-                for chunk in space(model, cluster, seq, gpus, batch).chunks():
+                for _, chunk in space(model, cluster, seq, gpus, batch).chunks():
                     start = time.perf_counter()
                     evaluate(model, cluster, Workload(seq=seq), chunk, prune=prune)
                     seconds += time.perf_counter() - start

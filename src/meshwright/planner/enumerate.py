@@ -28,7 +28,8 @@ from meshwright.planner.constraints import Constraints
 from meshwright.planner.legality import model_facts
 from meshwright.planner.table import Options, Table, column, divisors, join, keep, product, rows
 
-MIN_TOKENS_PER_CP_RANK = 2048
+MIN_TOKENS_PER_CP_RANK = 4096
+"""Megatron Core's MoE guide: "empirically, use CP when sequence length >= 8K", that is two ranks of this many."""
 RECOMPUTE_STRIDES = (1, 2, 4)
 HSDP_DOMAINS = (1, 8)
 CHUNK_ROWS = 65_536
@@ -64,15 +65,15 @@ class Space:
             states=self.states.take(frames),
         )
 
-    def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[Candidates]:
-        """The configurations in order, about `chunk_rows` at a time."""
+    def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, Candidates]]:
+        """The configurations in order, about `chunk_rows` at a time, each chunk with its first frame."""
         ends = np.cumsum(self.counts)
         start = 0
         while start < len(ends):
             done = int(ends[start - 1]) if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, done + chunk_rows, side="right")))
             if ends[stop - 1] > done:
-                yield self._expanded(np.arange(start, stop))
+                yield start, self._expanded(np.arange(start, stop))
             start = stop
 
     def _expanded(self, frames: IntArray) -> Candidates:
@@ -162,7 +163,8 @@ def _with_experts(mesh: Table, model: ModelSpec, fixed: Constraints) -> Table:
     experts = max((k.mlp.experts for k in model.kinds if isinstance(k.mlp, MoeMlp)), default=1)
     if experts == 1:
         ones = np.ones(rows(mesh), dtype=np.int64)
-        return {**mesh, "ep": ones, "expert_tp": ones}
+        allowed = 1 in fixed.values("ep", [1]) and 1 in fixed.values("expert_tp", [1])
+        return keep({**mesh, "ep": ones, "expert_tp": ones}, ones * allowed > 0)
 
     def expert_tensor_sizes(tp: int) -> Table:
         return {"expert_tp": column(fixed.values("expert_tp", sorted({1, tp})))}
@@ -228,9 +230,7 @@ def _schedule_options(frames: Table, model: ModelSpec, global_batch: int, fixed:
 
 def _schedules(pp: int, layers: int, fixed: Constraints) -> list[tuple[int, int]]:
     """(schedule, vpp) pairs for a pipeline of `pp` stages. One stage runs no pipeline: 1F1B stands for all."""
-    if pp == 1:
-        return [(SCHEDULES.index(Schedule.ONE_F_ONE_B), 1)]
-    allowed = fixed.schedule or tuple(Schedule)
+    allowed = fixed.schedule or (tuple(Schedule) if pp > 1 else (Schedule.ONE_F_ONE_B,))
     pairs: list[tuple[int, int]] = []
     for schedule in SCHEDULES:
         if schedule not in allowed:

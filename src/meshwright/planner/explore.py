@@ -16,6 +16,7 @@ from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.models.spec import ModelSpec
+from meshwright.planner.bound import step_lower_bounds
 from meshwright.planner.enumerate import CHUNK_ROWS, Space
 from meshwright.planner.front import Survivors, feasible, fronts, joined, mesh_ids
 
@@ -23,13 +24,14 @@ Progress = Callable[[int, int], None]
 """Called with (configurations done, configurations in all) once a search has run for PROGRESS_AFTER_S."""
 
 PROGRESS_AFTER_S = 2.0
-SLOWEST_SHARE = 0.5
-"""Plans slower than this share of the best speed are counted, but neither ranked nor on the Pareto front."""
+SLOWEST_SHARE = 0.7
+"""Plans slower than this share of the best speed are neither ranked nor on the Pareto front."""
 
 
 @dataclass(frozen=True)
 class SearchCounts:
-    """How much was searched: legal configurations, those whose cost was computed, those that fit, and seconds."""
+    """How much was searched: legal configurations; those priced one by one (the others have a lower bound on their step
+    that rules them out); those of the priced that fit; and seconds."""
 
     enumerated: int
     evaluated: int
@@ -48,9 +50,14 @@ def explore(
 ) -> tuple[Survivors, SearchCounts]:
     """The Pareto front of every mesh among the configurations that fit, no slower than SLOWEST_SHARE of the best."""
     start = perf_counter()
-    total, done, fitting, best_s = len(configurations), 0, 0, np.inf
+    bounds = step_lower_bounds(model, cluster, workload, configurations, stack)
+    order = np.argsort(bounds, kind="stable")
+    ordered, bounds = configurations.take(order), bounds[order]
+    done, fitting, best_s = 0, 0, np.inf
     parts: list[Survivors] = []
-    for chunk in configurations.chunks(chunk_rows):
+    for first, chunk in ordered.chunks(chunk_rows):
+        if bounds[first] > best_s / SLOWEST_SHARE:
+            break
         result = evaluate(model, cluster, workload, chunk, stack=stack, prune=True)
         done += len(chunk)
         fitting += int(np.count_nonzero(result.fits))
@@ -58,9 +65,8 @@ def explore(
         kept = feasible(result, best_s / SLOWEST_SHARE)
         parts.append(fronts(kept, mesh_ids(kept.candidates)))
         if progress is not None and perf_counter() - start > PROGRESS_AFTER_S:
-            progress(done, total)
-    survivors = _merge(parts, best_s)
-    return survivors, SearchCounts(total, done, fitting, perf_counter() - start)
+            progress(done, len(configurations))
+    return _merge(parts, best_s), SearchCounts(len(configurations), done, fitting, perf_counter() - start)
 
 
 def _merge(parts: list[Survivors], best_s: float) -> Survivors:

@@ -46,10 +46,21 @@ def _one_size(model: ModelSpec, seq: int, fixed: Constraints) -> str:
             messages += violations(config, facts)[:1]
         if messages and len(messages) == len(getattr(fixed, name)):
             return messages[0]
-    for value in fixed.vpp or ():
-        if value > model.num_layers:
-            return f"vpp={value} makes more chunks than the model's {model.num_layers} layers; use at most half of them"
-    return ""
+    return _chunks(model, fixed)
+
+
+def _chunks(model: ModelSpec, fixed: Constraints) -> str:
+    """Fixed vpp that makes more chunks than the model has layers, whatever pp it is combined with."""
+    if fixed.vpp is None:
+        return ""
+    stages, chunks = fixed.pp or (2,), fixed.vpp
+    if any(pp * vpp <= model.num_layers for pp, vpp in product(stages, chunks)):
+        return ""
+    pp, vpp = min(stages), min(chunks)
+    return (
+        f"pp={pp} x vpp={vpp} = {pp * vpp} chunks, but the model has {model.num_layers} layers; use vpp of at most "
+        f"{model.num_layers // pp}"
+    )
 
 
 def _sizes_together(gpus: int, fixed: Constraints) -> str:
@@ -91,7 +102,7 @@ def _one_knob_too_many(model: ModelSpec, cluster: Cluster, seq: int, global_batc
         freed = space(model, cluster, seq, cluster.gpus, global_batch, replace(fixed, **{name: None}))
         if len(freed) == 0:
             continue
-        first = next(freed.chunks(1)).config(0)
+        first = next(freed.chunks(1))[1].config(0)
         value = getattr(first, name)
         shown = value.value if isinstance(value, Schedule) else value
         asked = ", ".join(str(getattr(v, "value", v)) for v in values)

@@ -69,7 +69,7 @@ def smallest(
     """The configuration of least memory on all GPUs of the cluster; None where no configuration is legal."""
     best: Smallest | None = None
     configurations = space(model, cluster, workload.seq, cluster.gpus, global_batch, frugal(constraints))
-    for chunk in configurations.chunks():
+    for _, chunk in configurations.chunks():
         memory = evaluate(model, cluster, workload, chunk, stack=stack, prune=False).memory_bytes
         row = int(np.argmin(memory))
         if best is None or memory[row] < best.memory_bytes:
