@@ -55,8 +55,13 @@ def test_axes_of_a_job_on_nodes_of_eight():
 def test_jobs_larger_than_a_rack_take_equal_whole_trays_from_each(gpus: int, expected: int):
     cluster = hardware.load("gb200-nvl72", gpus=gpus)
     assert hardware.segment(cluster) == expected
+    assert hardware.segment(hardware.load("gb200-nvl72"), gpus) == expected
     assert gpus % expected == 0
     assert bool(hardware.stays_inside(cluster, min(gpus, 4), 1))
+
+
+def test_a_job_that_fills_no_whole_trays_takes_racks_as_they_come():
+    assert hardware.segment(hardware.load("gb200-nvl72"), 74) == 72
 
 
 def test_expert_group_of_64_stays_in_a_rack():

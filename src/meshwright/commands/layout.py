@@ -10,7 +10,7 @@ from meshwright.commands import options as o
 from meshwright.commands import output
 from meshwright.commands.inputs import config_of, load_cluster, load_model, needed
 from meshwright.cost.estimate import Estimate
-from meshwright.hardware import Cluster
+from meshwright.hardware import Cluster, segment
 from meshwright.layout.config import HybridParallelConfig
 
 NODES_OF_8 = "h100-sxm"
@@ -59,16 +59,17 @@ def layout(
     )  # fmt: skip
     placed = rank_layout(config, order)
     machine = load_cluster(cluster or NODES_OF_8, gpus_per_node=gpus_per_node)
-    patterns = communication_patterns(placed, domain=machine.domain)
+    domain = segment(machine, config.world_size)
+    patterns = communication_patterns(placed, domain=domain)
     if model is not None:
         estimate = priced(config, model, needed("--seq", seq, 8192), machine)
         patterns = with_ledger(
             patterns, max(estimate.traffic.values(), key=lambda lines: sum(e.total_bytes for e in lines))
         )
     if as_json:
-        output.show_json(layout_document(placed, patterns, machine.gpus_per_node, machine.domain))
+        output.show_json(layout_document(placed, patterns, machine.gpus_per_node, domain))
     else:
-        output.show(layout_report(placed, patterns, machine.gpus_per_node, machine.domain))
+        output.show(layout_report(placed, patterns, machine.gpus_per_node, domain))
 
 
 def priced(config: HybridParallelConfig, model: str, seq: int, cluster: Cluster) -> Estimate:

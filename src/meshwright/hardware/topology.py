@@ -16,16 +16,18 @@ from meshwright.hardware.spec import Cluster, Link
 IntArray = NDArray[np.int64]
 
 
-def segment(cluster: Cluster) -> int:
-    """Devices of one fast domain that a job uses.
+def segment(cluster: Cluster, gpus: int | None = None) -> int:
+    """Devices of one fast domain that a job uses (of all devices of the cluster, or of `gpus`).
 
     A job larger than one domain takes an equal number of whole nodes from each, so that groups do not straddle two:
     64 of the 72 devices of an NVL72 for 256 devices (what Slurm's block topology and its --segment option arrange).
     """
-    if cluster.gpus <= cluster.domain or cluster.domain <= cluster.gpus_per_node:
-        return min(cluster.domain, cluster.gpus)
+    gpus = cluster.gpus if gpus is None else gpus
+    if gpus <= cluster.domain or cluster.domain <= cluster.gpus_per_node:
+        return min(cluster.domain, gpus)
     step = cluster.gpus_per_node
-    return max(s for s in range(step, cluster.domain + 1, step) if cluster.gpus % s == 0)
+    equal = (s for s in range(step, cluster.domain + 1, step) if gpus % s == 0)
+    return max(equal, default=cluster.domain)
 
 
 def members_sharing(reach: int, size: ArrayLike, stride: ArrayLike) -> IntArray:
