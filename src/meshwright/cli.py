@@ -23,7 +23,7 @@ def app() -> typer.Typer:
     """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
     import typer
 
-    from meshwright.commands import catalogues, estimate, layout, plan, scale, validate
+    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, validate
 
     made = typer.Typer(
         name="meshwright",
@@ -37,6 +37,7 @@ def app() -> typer.Typer:
     made.command("layout")(layout.layout)
     made.command("scale")(scale.scale)
     made.command("validate")(validate.validate)
+    made.command("parity")(parity.parity)
     made.command("models")(catalogues.models)
     made.command("clusters")(catalogues.clusters)
     return made

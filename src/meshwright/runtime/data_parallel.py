@@ -1,7 +1,8 @@
-"""Plain data parallelism: whole replicas whose gradients are averaged in buckets while backward still runs.
+"""Plain data parallelism: whole replicas whose gradients are averaged while backward still runs.
 
-Gradients accumulate in fp32 (or better) in flat buckets over all microbatches; in the last backward pass each bucket is
-all-reduced as soon as its parameters are complete (Li et al. 2020). Without replicas it is just the accumulation.
+Gradients accumulate in fp32 (or better) over all microbatches, in one flat buffer for layers and one for the ends of
+the model. In the last backward pass each slice of a buffer is all-reduced as soon as the parameters in it are complete
+(Li et al. 2020). Without replicas it is just the accumulation.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from meshwright.ledger import Phase
+from meshwright.ledger import GRADIENT_BUCKET_BYTES, Phase
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.state import LocalParameter, local_tensor
 
-BUCKET_BYTES = 25 * 2**20  # as torch's DistributedDataParallel
-GRADIENTS = "gradient bucket"
-
 
 @dataclass
 class Bucket:
-    """A flat gradient buffer. `waiting` counts parameters whose last gradient has not come."""
+    """A slice of a flat gradient buffer, reduced in one call. `waiting`: parameters in it that are not complete."""
 
+    what: str
     flat: Tensor
-    parameters: int
+    parameters: int = 0
     waiting: int = 0
     work: dist.Work | None = None
     launched: bool = False
@@ -37,14 +36,24 @@ class Bucket:
 class PlainDataParallel:
     """Owns the gradients of this rank's parameters. Call order per step: begin, before_backward per pass, finish."""
 
-    def __init__(self, parameters: Sequence[LocalParameter], axis: AxisGroup, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, parameters: Sequence[LocalParameter], axis: AxisGroup, bucket_bytes: int = GRADIENT_BUCKET_BYTES
+    ) -> None:
         self.axis = axis
         self._parameters = list(parameters)
         self._final_chunks: set[int] = set()
         self._fresh: set[int] = set()
         self._buckets: list[Bucket] = []
-        for members in _bucket_members(self._parameters, bucket_bytes):
-            self._add_bucket(members)
+        for unit in ("layer", "ends"):
+            for dtype in sorted({p.master.dtype for p in parameters}, key=str):
+                # in the order in which backward completes them: last parameter first
+                members = [
+                    i
+                    for i in reversed(range(len(self._parameters)))
+                    if self._parameters[i].unit == unit and self._parameters[i].master.dtype == dtype
+                ]
+                if members:
+                    self._add_buffer(members, f"{unit} gradients", bucket_bytes)
 
     def begin(self) -> None:
         """Forget the gradients of the step before."""
@@ -71,17 +80,24 @@ class PlainDataParallel:
             if bucket.work is not None:
                 bucket.work.wait()
 
-    def _add_bucket(self, members: list[int]) -> None:
-        masters = [self._parameters[i].master for i in members]
-        flat = torch.empty(sum(m.numel() for m in masters), dtype=masters[0].dtype, device=masters[0].device)
-        bucket = Bucket(flat, len(members))
-        self._buckets.append(bucket)
-        for index, view in zip(members, flat.split([m.numel() for m in masters]), strict=True):
+    def _add_buffer(self, members: list[int], what: str, bucket_bytes: int) -> None:
+        first = self._parameters[members[0]].master
+        sizes = [self._parameters[i].master.numel() for i in members]
+        flat = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
+        length = max(1, bucket_bytes // first.element_size())
+        buckets = [Bucket(what, piece) for piece in flat.split(length)]
+        start = 0
+        for index, view in zip(members, flat.split(sizes), strict=True):
             parameter = self._parameters[index]
             parameter.gradient = view.view(parameter.master.shape)
-            parameter.live.register_post_accumulate_grad_hook(partial(self._accumulate, index, bucket))
+            within = buckets[start // length : (start + view.numel() - 1) // length + 1]
+            for bucket in within:
+                bucket.parameters += 1
+            parameter.live.register_post_accumulate_grad_hook(partial(self._accumulate, index, within))
+            start += view.numel()
+        self._buckets += buckets
 
-    def _accumulate(self, index: int, bucket: Bucket, live: Tensor) -> None:
+    def _accumulate(self, index: int, buckets: list[Bucket], live: Tensor) -> None:
         parameter = self._parameters[index]
         assert live.grad is not None
         assert parameter.gradient is not None
@@ -92,29 +108,12 @@ class PlainDataParallel:
             parameter.gradient.add_(local_tensor(live.grad))
         live.grad = None
         if parameter.chunk in self._final_chunks:
-            bucket.waiting -= 1
-            if bucket.waiting == 0:
-                self._launch(bucket)
+            for bucket in buckets:
+                bucket.waiting -= 1
+                if bucket.waiting == 0:
+                    self._launch(bucket)
 
     def _launch(self, bucket: Bucket) -> None:
         if not bucket.launched:
             bucket.launched = True
-            bucket.work = all_reduce(bucket.flat, self.axis, GRADIENTS, dist.ReduceOp.AVG, async_op=True)
-
-
-def _bucket_members(parameters: Sequence[LocalParameter], bucket_bytes: int) -> list[list[int]]:
-    """Indices of the parameters of each bucket, in the order in which backward completes them (last layer first).
-
-    A bucket holds one chunk and one dtype only: chunks complete at different times.
-    """
-    buckets: list[list[int]] = []
-    filled, kind = 0, None
-    for index in reversed(range(len(parameters))):
-        parameter = parameters[index]
-        if not buckets or filled >= bucket_bytes or kind != (parameter.chunk, parameter.master.dtype):
-            buckets.append([])
-            filled = 0
-        kind = (parameter.chunk, parameter.master.dtype)
-        buckets[-1].append(index)
-        filled += parameter.master.numel() * parameter.master.element_size()
-    return buckets
+            bucket.work = all_reduce(bucket.flat, self.axis, bucket.what, dist.ReduceOp.AVG, async_op=True)

@@ -21,7 +21,7 @@ from meshwright.ledger import Phase
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.families import family_of
-from meshwright.runtime.gradients import clip, complete_gradients, global_norm
+from meshwright.runtime.gradients import clip, complete_gradients, global_norm, gradient_of
 from meshwright.runtime.optimizer import LocalOptimizer, LossScaler, OptimizerOptions
 from meshwright.runtime.parallelize import Splitter, split_groups
 from meshwright.runtime.pipeline import ActivationShape, Microbatch, PipelineExecutor
@@ -39,7 +39,7 @@ from meshwright.schedules.builders import build
 from meshwright.schedules.communication import with_communication
 
 COMPUTE_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
-TOKENS = "token count"
+LOSS_AND_TOKENS = "loss and token count"
 LOSS = "loss"
 
 
@@ -51,7 +51,7 @@ class EngineOptions:
     """
 
     seq: int
-    optimizer: OptimizerOptions = OptimizerOptions()
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -88,16 +88,20 @@ class Engine:
     def sharded(self) -> bool:
         return isinstance(self.data_parallel, ShardedDataParallel)
 
+    @property
+    def _loss_scale(self) -> float:
+        return self.scaler.scale if self.scaler else 1.0
+
     def step(self, tokens: Tensor, labels: Tensor) -> StepResult:
         """Train on this dp rank's sequences [global_batch / dp, seq]; labels are shifted already, -100 is ignored."""
         loss, count = self.gradients(tokens, labels)
-        scale = self.scaler.scale if self.scaler else 1.0
+        scale = self._loss_scale
         norm = global_norm(self.parameters, self.groups, self.sharded) / scale
         accepted = self.scaler.update(float(norm)) if self.scaler else True
         rate = self.optimizer.options.rate(self.steps_done)
         if accepted:
             if scale != 1.0:
-                self._unscale(scale)
+                self._scale_gradients(1.0 / scale)
             limit = self.optimizer.options.clip_norm
             if limit is not None:
                 clip(self.parameters, norm, limit)
@@ -107,15 +111,18 @@ class Engine:
 
     def gradients(self, tokens: Tensor, labels: Tensor) -> tuple[float, int]:
         """Forward and backward of the global batch: complete, unclipped gradients, the mean loss, the token count."""
-        count = self._count_tokens(labels)
         self.data_parallel.begin()
-        # gradients are averaged over dp x cp: the mean over all tokens is the average of (replicas / tokens) x sums
-        replicas = self.config.dp * self.config.cp
-        scale = replicas / max(1, count) * (self.scaler.scale if self.scaler else 1.0)
-        summed = self.executor.run(list(self._microbatches(tokens, labels)), scale)
+        # Gradients are averaged over dp x cp, so each replica scales by its own share of the nominal tokens. Ignored
+        # labels make the true count smaller: it is known only after the step's one exchange, which corrects for it.
+        nominal = tokens.numel() * self.config.dp
+        own = nominal / (self.config.dp * self.config.cp)
+        summed = self.executor.run(list(self._microbatches(tokens, labels)), self._loss_scale / own)
         self.data_parallel.finish()
         complete_gradients(self.parameters, self.groups)
-        return self._mean_loss(summed, count), count
+        loss, count = self._global_loss(summed, labels)
+        if count != nominal:
+            self._scale_gradients(nominal / max(1, count))
+        return loss, count
 
     def _microbatches(self, tokens: Tensor, labels: Tensor) -> Iterator[Microbatch]:
         size = self.config.micro_batch
@@ -125,25 +132,23 @@ class Engine:
         for start in range(0, expected[0], size):
             yield Microbatch(tokens[start : start + size], labels[start : start + size])
 
-    def _count_tokens(self, labels: Tensor) -> int:
-        count = (labels != IGNORED).sum()
-        with self.groups.recorder.during(Phase.FORWARD):
-            all_reduce(count, self.groups.axis("dp_cp"), TOKENS)
-        return int(count)
-
-    def _mean_loss(self, summed: Tensor | None, count: int) -> float:
-        """The sum of the last stage, over dp and known to all stages."""
+    def _global_loss(self, summed: Tensor | None, labels: Tensor) -> tuple[float, int]:
+        """Mean loss and token count of the global batch: one exchange over dp, one to tell the other stages."""
         device = self.groups.device.torch
-        total = torch.zeros((), dtype=torch.float64, device=device) if summed is None else summed.double()
+        both = torch.zeros(2, dtype=torch.float64, device=device)
+        both[1] = (labels != IGNORED).sum()
+        if summed is not None:
+            both[0] = summed
         with self.groups.recorder.during(Phase.FORWARD):
-            all_reduce(total, self.groups.axis("dp_cp"), LOSS)
+            all_reduce(both, self.groups.axis("dp_cp"), LOSS_AND_TOKENS)
+            total = both[0].clone()
             all_reduce(total, self.groups.axis("pp"), LOSS)
-        return float(total) / max(1, count)
+        count = int(both[1])
+        return float(total) / max(1, count), count
 
-    def _unscale(self, scale: float) -> None:
+    def _scale_gradients(self, factor: float) -> None:
         for parameter in self.parameters:
-            assert parameter.gradient is not None
-            parameter.gradient.div_(scale)
+            gradient_of(parameter).mul_(factor)
 
 
 def build_engine(
@@ -256,5 +261,6 @@ def _local_parameters(
             length = piece.local_shape[0] if piece.local_shape else 0
             rows = chunk_bounds(length, shard.rank, shard.size) if shards else (0, length)
             master = master_copy(local_tensor(live))
-            local.append(LocalParameter(name, chunk, live, piece, rows, master, tied=name == tied))
+            unit = "layer" if name.startswith(f"{module.family.base}.{module.family.layers}.") else "ends"
+            local.append(LocalParameter(name, chunk, unit, live, piece, rows, master, tied=name == tied))
     return local

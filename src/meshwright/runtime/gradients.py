@@ -18,15 +18,15 @@ from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.slices import GradientSum
 from meshwright.runtime.state import LocalParameter
 
-REPLICATED = "gradients of replicated weights"
-KV_COPIES = "gradients of replicated KV heads"
-TIED = "gradients of tied embeddings"
+REPLICATED = "replicated gradients"
+KV_COPIES = "shared KV head gradients"
+TIED = "tied embedding gradients"
 NORM = "gradient norm"
 
 
 def complete_gradients(parameters: Sequence[LocalParameter], groups: ProcessGroupManager) -> None:
     """Sum what is still partial, in place. Call once per step, after data parallelism has finished."""
-    with groups.recorder.during(Phase.BACKWARD):
+    with groups.recorder.during(Phase.OPTIMIZER):
         sum_flat([p for p in parameters if p.sums_over is GradientSum.TP], groups.axis("tp"), REPLICATED)
         if "kv" in groups.axes:
             sum_flat([p for p in parameters if p.sums_over is GradientSum.KV], groups.axis("kv"), KV_COPIES)
@@ -63,8 +63,8 @@ def global_norm(parameters: Sequence[LocalParameter], groups: ProcessGroupManage
     """The 2-norm of the whole model's gradient, equal on all ranks. `sharded`: state is spread over dp."""
     counted = [gradient_of(p) for p in parameters if p.counts_in_norm and not _is_second_copy(p)]
     device = groups.device.torch
-    squares = [g.to(torch.float64 if g.dtype == torch.float64 else torch.float32).square().sum() for g in counted]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), device=device)
+    squares = [torch.linalg.vector_norm(g).double().square() for g in counted]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
     axes = ["tp", "pp", *(["dp_shard", "cp"] if sharded else [])]
     with groups.recorder.during(Phase.OPTIMIZER):
         for axis in axes:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0
@@ -132,7 +133,7 @@ def _child(
         torch.set_num_threads(1)
         timeout = timedelta(seconds=timeout_s)
         fd = listen_fd if rank == 0 else None
-        store = dist.TCPStore("127.0.0.1", port, world_size, rank == 0, timeout=timeout, master_listen_fd=fd)
+        store = TCPStore("127.0.0.1", port, world_size, rank == 0, timeout=timeout, master_listen_fd=fd)
         dist.init_process_group(device.backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         result = body(*args)
         # no rank may leave while another still talks to it (rank 0 also hosts the store)

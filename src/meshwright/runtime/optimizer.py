@@ -1,7 +1,7 @@
 """AdamW over local tensors, a learning rate with warm-up and cosine decay, and loss scaling for fp16.
 
-The optimizer sees each rank's local masters as plain tensors, so a step costs no DTensor dispatch. Weight decay applies to
-matrices only (judged by the whole tensor's shape), as is usual for norms and biases.
+The optimizer sees each rank's local masters as plain tensors, so a step costs no DTensor dispatch. Weight decay applies
+to matrices only (judged by the whole tensor's shape), as is usual for norms and biases.
 """
 
 from __future__ import annotations

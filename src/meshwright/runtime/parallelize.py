@@ -1,7 +1,7 @@
 """Turn the modules of a Hugging Face decoder into tensor-parallel ones, following the family's description.
 
-In: meta-device modules and a `Splitter`. Out: the same modules with their products replaced in place; parameters stay on
-the meta device with their local shapes, and `parameter_slices` says which part of which tensor each one is.
+In: meta-device modules and a `Splitter`. Out: the same modules with their products replaced in place; parameters stay
+on the meta device with their local shapes, and `parameter_slices` says which part of which tensor each one is.
 """
 
 from __future__ import annotations

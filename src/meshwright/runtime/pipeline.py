@@ -22,8 +22,13 @@ from meshwright.runtime.stage import StageModule
 from meshwright.schedules.actions import COMMUNICATION, SENDS, Action, ActionKind, PipelineSchedule
 from meshwright.schedules.communication import batches
 
-ACTIVATION = "activation"
-GRADIENT = "activation gradient"
+SUBJECTS = {
+    ActionKind.SEND_FORWARD: "stage output",
+    ActionKind.RECEIVE_FORWARD: "stage input",
+    ActionKind.SEND_BACKWARD: "stage input gradient",
+    ActionKind.RECEIVE_BACKWARD: "stage output gradient",
+}
+"""What travels, as docs/ledger.md calls it."""
 
 
 @dataclass(frozen=True)
@@ -227,4 +232,4 @@ class PipelineExecutor:
         forward = action.kind in (ActionKind.SEND_FORWARD, ActionKind.RECEIVE_FORWARD)
         collective = Collective.SEND if action.kind in SENDS else Collective.RECEIVE
         with self.pp.recorder.during(Phase.FORWARD if forward else Phase.BACKWARD):
-            self.pp.record(collective, ACTIVATION if forward else GRADIENT, self._message_bytes)
+            self.pp.record(collective, SUBJECTS[action.kind], self._message_bytes)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh
 
 from meshwright.errors import InputError
@@ -200,22 +201,21 @@ def initialize_model_parallel(
     return ProcessGroupManager(config, device or Device("cpu", "gloo"))
 
 
-def check_same_plan(digest: str, store: dist.Store) -> None:
+def check_same_plan(digest: str, store: Store) -> None:
     """Fail on every rank, naming the ranks whose plan differs from rank 0's. Uses only the store, so that it works
     before any group exists and cannot hang in a collective that the plans disagree about."""
     rank, world = dist.get_rank(), dist.get_world_size()
     generation = store.add(f"meshwright/plan/entered/{rank}", 1)
-    scope = dist.PrefixStore(f"meshwright/plan/{generation}", store)
+    scope = PrefixStore(f"meshwright/plan/{generation}", store)
     if rank == 0:
         scope.set("digest", digest)
     scope.wait(["digest"])
     if scope.get("digest").decode() != digest:
-        scope.append("differing", f"{rank} ")
+        scope.set(f"differing/{scope.add('differing', 1)}", str(rank))
     if scope.add("checked", 1) == world:
-        scope.append("differing", "")
         scope.set("done", "1")
     scope.wait(["done"])
-    differing = sorted(int(r) for r in scope.get("differing").decode().split())
+    differing = sorted(int(scope.get(f"differing/{i + 1}")) for i in range(scope.add("differing", 0)))
     if differing:
         names = ", ".join(str(r) for r in differing)
         raise InputError(f"rank {names} was started with a plan that differs from rank 0's; give all ranks one plan")

@@ -23,16 +23,13 @@ from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.state import LocalParameter, local_tensor
 
-WEIGHTS = "weights"
-GRADIENTS = "gradients"
-REPLICA_GRADIENTS = "gradients across replicas of the shards"
-
 
 class RecordedAllGather(AllGather):
     """FSDP2's all-gather of weights, written into the ledger."""
 
-    def __init__(self, axis: AxisGroup) -> None:
+    def __init__(self, axis: AxisGroup, unit: str) -> None:
         self._axis = axis
+        self._unit = unit
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -40,15 +37,16 @@ class RecordedAllGather(AllGather):
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
-        self._axis.record(Collective.ALL_GATHER, WEIGHTS, tensor_bytes(output_tensor))
+        self._axis.record(Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor))
         return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class RecordedReduceScatter(ReduceScatter):
     """FSDP2's reduce-scatter of gradients, written into the ledger, and under HSDP the all-reduce that follows it."""
 
-    def __init__(self, axis: AxisGroup, replicas: AxisGroup) -> None:
+    def __init__(self, axis: AxisGroup, replicas: AxisGroup, unit: str) -> None:
         self._axis = axis
+        self._unit = unit
         self._replicas = replicas
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -62,10 +60,17 @@ class RecordedReduceScatter(ReduceScatter):
         op: dist.ReduceOp | dist.ReduceOp.RedOpType,
         async_op: bool = False,
     ) -> dist.Work | None:
-        self._axis.record(Collective.REDUCE_SCATTER, GRADIENTS, tensor_bytes(input_tensor))
+        self._axis.record(Collective.REDUCE_SCATTER, f"{self._unit} gradients", tensor_bytes(input_tensor))
         if self._replicas.size > 1:
-            self._replicas.record(Collective.ALL_REDUCE, REPLICA_GRADIENTS, tensor_bytes(output_tensor))
-        return dist.reduce_scatter_single(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
+            subject = f"{self._unit} gradient shards"
+            self._replicas.record(Collective.ALL_REDUCE, subject, tensor_bytes(output_tensor))
+        return dist.reduce_scatter_single(
+            output_tensor,
+            input_tensor,
+            op=op,  # pyright: ignore[reportArgumentType]
+            group=group,
+            async_op=async_op,
+        )
 
 
 def shard_mesh(groups: ProcessGroupManager) -> DeviceMesh:
@@ -87,11 +92,12 @@ def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, com
     for layer in module.layers.values():
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    shards, replicas = groups.axis("dp_shard"), groups.axis("dp_replicate")
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
-            # gloo cannot pre-multiply: it sums or averages
-            unit.set_custom_all_gather(RecordedAllGather(groups.axis("dp_shard")))
-            unit.set_custom_reduce_scatter(RecordedReduceScatter(groups.axis("dp_shard"), groups.axis("dp_replicate")))
+            name = "ends" if unit is module else "layer"
+            unit.set_custom_all_gather(RecordedAllGather(shards, name))
+            unit.set_custom_reduce_scatter(RecordedReduceScatter(shards, replicas, name))
 
 
 class ShardedDataParallel:

@@ -25,8 +25,8 @@ class TensorSlice:
     """Elements start..stop-1 along `dim` of the tensor `name` of the Hugging Face model.
 
     `dim` None: the whole tensor. `copy` and `copies`: this is copy number `copy` of `copies` equal ones over tp.
-    `length` is the sum of the slices of all tp ranks along `dim`: that of one block of a fused tensor, and more than the
-    tensor has where slices are held in copies.
+    `length` is the sum of the slices of all tp ranks along `dim`: that of one block of a fused tensor, and more than
+    the tensor has where slices are held in copies.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A pipeline chunk as a module: embedding, decoder layers, norm and head of a Hugging Face model, as far as it has them.
+"""A pipeline chunk as a module: those of embedding, decoder layers, norm and head of a Hugging Face model that it has.
 
 In: token ids [b, s] (first chunk) or hidden states [b, s or s/tp, h], and labels [b, s] on the last chunk. Out: hidden
 states, or the sum of the token losses. Layers are keyed by their global index, so parameter names are those of the

@@ -1,7 +1,7 @@
 """The trainable state of a rank as plain local tensors: what the optimizer, the norm and the checkpoint work on.
 
-A live parameter may be a tensor, a DTensor on tp, or a DTensor on dp x tp that FSDP2 owns; its local tensor is what this
-rank stores. `LocalParameter` ties it to its slice of the Hugging Face model, its fp32 master (or itself), and its
+A live parameter may be a tensor, a DTensor on tp, or a DTensor on dp x tp that FSDP2 owns; its local tensor is what
+this rank stores. `LocalParameter` ties it to its slice of the Hugging Face model, its fp32 master (or itself), and its
 gradient. Working on local tensors avoids DTensor dispatch in every optimizer operation.
 """
 
@@ -18,14 +18,16 @@ from meshwright.runtime.slices import GradientSum, TensorSlice
 
 @dataclass
 class LocalParameter:
-    """One parameter of one chunk. `rows`: the part of the tp-local slice along dim 0 that FSDP leaves on this rank.
+    """One parameter of one chunk. `unit` is 'layer', or 'ends' for embedding, final norm and head.
 
-    `master` is what the optimizer steps (aliases the live weight unless that is narrower than fp32). `gradient` is set
-    by data parallelism at the end of backward. `tied` marks copies that several chunks hold.
+    `rows`: the part of the tp-local slice along dim 0 that FSDP leaves on this rank. `master` is what the optimizer
+    steps (aliases the live weight unless that is narrower than fp32). `gradient` is set by data parallelism at the end
+    of backward. `tied` marks copies that several chunks hold.
     """
 
     name: str
     chunk: int
+    unit: str
     live: nn.Parameter
     slice: TensorSlice
     rows: tuple[int, int]

@@ -7,8 +7,8 @@ where tp exceeds them. For models of Hugging Face, `parallelize` hooks their own
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from meshwright.errors import InputError
 from meshwright.runtime.process_groups import AxisGroup
@@ -60,5 +60,5 @@ class SequenceParallelAttention(nn.Module):
             projection(entered).view(batch, seq, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return self.o_proj(torch.flatten(mixed.transpose(1, 2), 2))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.process_groups import AxisGroup
@@ -21,7 +21,7 @@ IGNORED = -100
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """The sum of the token losses over whole logits, in fp32 or better."""
-    return F.cross_entropy(at_least_fp32(logits), labels, ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(at_least_fp32(logits), labels, ignore_index=IGNORED, reduction="sum")
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, first_row: int, axis: AxisGroup) -> Tensor:

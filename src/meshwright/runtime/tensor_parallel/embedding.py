@@ -7,8 +7,8 @@ rank's rows are masked. [b, s] -> [b, s, h], or [b, s/tp, h] under sequence para
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from meshwright.runtime.slices import TensorSlice
 from meshwright.runtime.tensor_parallel.linear import declare, local
@@ -41,11 +41,11 @@ class VocabParallelEmbedding(nn.Module):
         rows = self.slices["weight"]
         weight = local(self.weight)
         if rows.stop - rows.start == rows.shape[0]:
-            looked_up = F.embedding(tokens, weight, self.padding_idx)
+            looked_up = functional.embedding(tokens, weight, self.padding_idx)
         else:
             elsewhere = (tokens < rows.start) | (tokens >= rows.stop)
             own = (tokens - rows.start).masked_fill(elsewhere, 0)
-            looked_up = F.embedding(own, weight, self.padding_idx).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+            looked_up = functional.embedding(own, weight, self.padding_idx).masked_fill(elsewhere.unsqueeze(-1), 0.0)
         embedded = self.region.leave(looked_up, EMBEDDING)
         # the scale is rounded to fp32 as transformers' buffer is
         return embedded if self.scale is None else embedded * torch.tensor(self.scale, dtype=torch.float32).to(weight)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
 
 from meshwright.runtime.slices import TensorSlice
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
@@ -49,7 +49,7 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, entered: Tensor) -> Tensor:
         weight = local(self.weight)
         bias = None if self.bias is None else local(self.bias)
-        return F.linear(entered, weight.t() if self.transposed else weight, bias)
+        return functional.linear(entered, weight.t() if self.transposed else weight, bias)
 
 
 class FusedColumnParallelLinear(nn.Module):
@@ -81,7 +81,7 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, split: Tensor) -> Tensor:
         weight = local(self.weight)
-        summed = self.region.leave(F.linear(split, weight.t() if self.transposed else weight))
+        summed = self.region.leave(functional.linear(split, weight.t() if self.transposed else weight))
         return summed if self.bias is None else summed + local(self.bias)
 
 

@@ -1,0 +1,92 @@
+"""Parity of a plan axis by axis: which combination of axes is right, and which one is to blame where it is not.
+
+In: a `ParityJob`. Out: a report per combination - every axis alone, every pair, the whole plan - and, if the whole
+fails, the smallest combination that fails too: the likely cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.runtime.parity import Difference, ParityJob, ParityReport, compare
+
+AXES = ("dp", "pp", "tp")
+
+
+@dataclass(frozen=True)
+class CombinationReport:
+    """One combination of the plan's axes, the others at 1."""
+
+    axes: tuple[str, ...]
+    config: HybridParallelConfig
+    report: ParityReport
+
+    @property
+    def label(self) -> str:
+        return describe(self.config)
+
+
+@dataclass(frozen=True)
+class PlanParity:
+    """`whole` is the verdict; `combinations` are in the order of their size."""
+
+    whole: ParityReport
+    combinations: tuple[CombinationReport, ...]
+    likely_cause: str | None
+
+    @property
+    def first_divergent(self) -> Difference | None:
+        return self.whole.first_divergent
+
+
+def describe(config: HybridParallelConfig) -> str:
+    """'dp2 zero3 x pp2 1f1b x tp2 sp' - what makes this layout."""
+    parts: list[str] = []
+    if config.dp > 1:
+        parts.append(f"dp{config.dp}" + (f" zero{config.zero}" if config.zero else ""))
+    if config.pp > 1:
+        parts.append(f"pp{config.pp} {config.schedule}" + (f" vpp{config.vpp}" if config.vpp > 1 else ""))
+    if config.tp > 1:
+        parts.append(f"tp{config.tp}" + (" sp" if config.sequence_parallel else ""))
+    recompute = "" if config.recompute is Recompute.NONE else f", recompute {config.recompute}"
+    return (" x ".join(parts) or "one rank") + recompute
+
+
+def only(config: HybridParallelConfig, axes: tuple[str, ...]) -> HybridParallelConfig:
+    """The plan with the other axes at 1 and what belongs to them at its default."""
+    reduced = replace(config, **{axis: 1 for axis in AXES if axis not in axes})
+    if "dp" not in axes:
+        reduced = replace(reduced, zero=0, zero_shards=None)
+    if "pp" not in axes:
+        reduced = replace(reduced, schedule=Schedule.ONE_F_ONE_B, vpp=1, layer_split=None)
+    if "tp" not in axes:
+        reduced = replace(reduced, sequence_parallel=False)
+    return reduced
+
+
+def smaller_combinations(config: HybridParallelConfig) -> Iterator[tuple[str, ...]]:
+    """Proper subsets of the axes in use, smallest first."""
+    used = [axis for axis in AXES if getattr(config, axis) > 1]
+    for size in range(1, len(used)):
+        yield from combinations(used, size)
+
+
+def compare_by_axis(
+    job: ParityJob, each_axis: bool = True, progress: Callable[[str], None] = lambda text: None
+) -> PlanParity:
+    """The whole plan, and its smaller combinations (only if the whole fails, unless `each_axis`)."""
+    progress(describe(job.config))
+    whole = compare(job)
+    reports: list[CombinationReport] = []
+    if each_axis or not whole.passed:
+        for axes in smaller_combinations(job.config):
+            config = only(job.config, axes)
+            progress(describe(config))
+            reports.append(CombinationReport(axes, config, compare(replace(job, config=config))))
+    used = tuple(axis for axis in AXES if getattr(job.config, axis) > 1)
+    reports.append(CombinationReport(used, job.config, whole))
+    failing = next((r for r in reports if not r.report.passed), None)
+    return PlanParity(whole, tuple(reports), None if failing is None else " x ".join(failing.axes) or "model")
