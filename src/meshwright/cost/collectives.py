@@ -92,15 +92,16 @@ def call_seconds(
 
 
 def _ring(where: Span, intra_hop_s: float, inter_hop_s: float, rounds: float, nbytes: FloatArray) -> FloatArray:
-    """Ring: rounds (g - 1)/g n over the slowest link (Thakur et al. 2005, sections 4.1 and 4.4); all-reduce is two
-    rounds (reduce-scatter, all-gather). Members of one domain drive their NICs in parallel rings."""
+    """Ring: per round (g - 1) steps, each a start and n/g bytes over the slowest link (Thakur et al. 2005, sections 4.1
+    and 4.4); all-reduce is two rounds (reduce-scatter, all-gather). Members of one domain drive their NICs in parallel
+    rings. Every link forwards g - 1 chunks one after another, so each step pays the slowest hop's latency."""
     g = where.size
     per_byte = np.where(
         where.domains > 1,
         np.maximum(where.intra_s_per_byte, where.inter_s_per_byte / where.members),
         where.intra_s_per_byte,
     )
-    hops = (g - where.domains) * intra_hop_s + (where.domains - 1) * inter_hop_s
+    hops = (g - 1) * np.where(where.domains > 1, inter_hop_s, intra_hop_s)
     return rounds * (hops + (g - 1) / g * nbytes * per_byte)
 
 

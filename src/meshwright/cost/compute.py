@@ -23,6 +23,9 @@ from meshwright.models.spec import Attention, DenseMlp, LayerKind, LinearMixer, 
 
 ELEMENT_BYTES = 2.0
 FP32_BYTES = 4.0
+FUSED_NORM_TENSORS = 2.0  # of 16-bit elements that a norm moves: read its input, write its output
+EAGER_NORM_TENSORS = 16.0
+"""An RMS norm of eager kernels in fp32: cast (6 bytes an element), square (8), mean (4), scale (8), cast (6) - 32."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def _layer(kind: LayerKind, model: ModelSpec, x: Shop) -> tuple[FloatArray, Floa
 
 def _mixer(kind: LayerKind, x: Shop) -> AttentionTimes:
     if isinstance(kind.mixer, Attention):
-        kernel = x.stack.attention if x.workload.flash_attention else "none"
+        flash = x.workload.attention or x.stack.attention
+        kernel = flash if x.workload.flash_attention else "none"
         return attention_times(kind.mixer, kernel, x.workload, x.keys, x.accelerator, x.device, x.gemm16)
     if isinstance(kind.mixer, LinearMixer):
         return linear_mixer_times(kind.mixer, x.tokens, x.tp, x.device, x.gemm16, x.bandwidth)
@@ -200,7 +204,9 @@ def _elementwise(kind: LayerKind, model: ModelSpec, x: Shop) -> FloatArray:
     hidden = x.tokens * model.hidden * x.region
     blocks = (kind.mixer is not None) + (kind.mlp is not None)
     dropout = 0.5 * blocks * hidden if x.workload.dropout else 0.0  # one-byte mask written
-    elements = 2.0 * kind.norms * hidden + 3.0 * blocks * hidden * model.residual_streams + dropout
+    fused = x.stack.fused_norm if x.workload.fused_norm is None else x.workload.fused_norm
+    norm = FUSED_NORM_TENSORS if fused else EAGER_NORM_TENSORS / x.stack.elementwise_passes
+    elements = norm * kind.norms * hidden + 3.0 * blocks * hidden * model.residual_streams + dropout
     if isinstance(kind.mixer, Attention):
         elements = elements + 2.0 * x.tokens * np.ceil(kind.mixer.heads / x.tp) * kind.mixer.qk_dim
     if isinstance(kind.mlp, DenseMlp):

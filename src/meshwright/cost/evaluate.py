@@ -15,7 +15,8 @@ from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
 from meshwright.cost.device import device_for
 from meshwright.cost.device import network as network_constants
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
-from meshwright.cost.memory import MemoryArrays, memory_lower_bound, training_memory
+from meshwright.cost.memory import MemoryArrays, training_memory
+from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
 from meshwright.cost.step import Machine, StepArrays, step_arrays
@@ -53,8 +54,7 @@ def evaluate(
     stack: Stack | None = None,
     prune: bool = False,
 ) -> Evaluation:
-    """Memory and time of every candidate. With `prune` a row that does not fit gets time inf, and its memory may be no
-    more than a lower bound that already exceeds the device."""
+    """Memory and time of every candidate. With `prune` a row that does not fit is not timed: its step is inf."""
     machine = machine_of(cluster, stack)
     ends = range(CHUNK_ROWS, len(candidates) + CHUNK_ROWS, CHUNK_ROWS)
     chunks = [candidates.take(np.arange(end - CHUNK_ROWS, min(end, len(candidates)))) for end in ends]
@@ -95,23 +95,16 @@ def _evaluate_chunk(
     cluster = machine.cluster
     capacity = float(cluster.accelerator.memory_bytes)
     n = len(candidates)
-    memory_bytes, peak_stage = np.zeros(n), np.zeros(n, dtype=np.int64)
-    rows = np.arange(n)
-    if prune:
-        roles, keys = stages(model, candidates), unit_keys(candidates)
-        memory_bytes = memory_lower_bound(model, workload, candidates, roles, keys, machine.stack)
-        rows = np.flatnonzero(memory_bytes <= capacity)
+    memory_bytes, peak_stage = peak_memory(model, cluster, workload, candidates, machine.stack)
+    fits = memory_bytes <= capacity
+    rows = np.flatnonzero(fits) if prune else np.arange(n)
     parts: dict[str, FloatArray] = {name: np.zeros(n) for name in TIME_PARTS}
     step_s = np.full(n, np.inf)
     if len(rows):
-        priced = price(model, workload, machine, candidates.take(rows))
-        memory_bytes[rows], peak_stage[rows] = priced.memory.peak_bytes, priced.memory.peak_stage
-        step_s[rows] = priced.step.step_s
-        for name, seconds in priced.step.parts_s.items():
+        step = step_arrays(blueprint(model, workload, candidates.take(rows), machine.stack), machine)
+        step_s[rows] = step.step_s
+        for name, seconds in step.parts_s.items():
             parts[name][rows] = seconds
-    fits = memory_bytes <= capacity
-    if prune:
-        step_s = np.where(fits, step_s, np.inf)
     rate = tokens_per_s_per_gpu(workload, candidates, step_s)
     return Evaluation(
         candidates=candidates,

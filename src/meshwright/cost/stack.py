@@ -20,6 +20,7 @@ class Stack:
     name: str = "generic"
     frameworks: tuple[str, ...] = ()  # words by which a framework's name is recognised (lower case)
     rank_order: str = "tp-cp-ep-dp-pp"  # innermost axis first (Megatron-core's default order)
+    splits_by_cost: bool = False  # cuts layers into stages by their weights and the head's, not by number
     # kernels
     attention: str = "flash2"  # kernel generation used where the workload asks for flash attention
     fused_projections: bool = True  # q, k, v (and gate, up) run as one product
@@ -30,9 +31,11 @@ class Stack:
     gemm_scale: float = 1.0  # matrix products relative to the architecture's own surface
     # host
     layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
+    tp_host_s: float = 0.0001  # more of it where the layer also launches tensor-parallel collectives
     moe_host_s: float = 0.0008  # more of it where the layer routes tokens to experts
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
+    boundary_host_s: float = 0.0002  # fixed time per message over a stage boundary
     # overlap: the share of a collective that may run behind compute
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass

@@ -16,9 +16,16 @@ from meshwright.cost.candidates import FloatArray, IntArray
 from meshwright.cost.collectives import Network
 from meshwright.cost.compute import head_times, layer_times, shop
 from meshwright.cost.device import Device
-from meshwright.cost.exposed import Wires, hide, state_communication
+from meshwright.cost.exposed import (
+    StateCommunication,
+    Wires,
+    boundary_communication,
+    hide,
+    layer_communication,
+    state_communication,
+)
 from meshwright.cost.stack import Stack
-from meshwright.cost.turns import BLOCK_PARTS, Turns, turns
+from meshwright.cost.turns import BLOCK_PARTS, Kernels, Messages, Turns, turns
 from meshwright.hardware.spec import Cluster
 from meshwright.schedules.closed_form import bubble_microbatches
 
@@ -31,6 +38,11 @@ class Machine:
     device: Device
     network: Network
     stack: Stack
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s of memory that streaming kernels reach."""
+        return self.cluster.accelerator.memory_bandwidth * self.device.memory
 
     @property
     def wires(self) -> Wires:
@@ -49,17 +61,37 @@ class StepArrays:
 
 def step_arrays(plan: Blueprint, machine: Machine) -> StepArrays:
     """Time of every candidate of a blueprint."""
-    stack, accelerator = machine.stack, machine.cluster.accelerator
-    prices = shop(accelerator, machine.device, stack, plan.workload, plan.units)
-    turn = turns(plan, layer_times(plan.model, prices), head_times(plan.model, prices), machine.wires, stack)
+    return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine))
+
+
+def kernels_of(plan: Blueprint, machine: Machine) -> Kernels:
+    """Seconds of all kernels of the units."""
+    prices = shop(machine.cluster.accelerator, machine.device, machine.stack, plan.workload, plan.units)
+    return Kernels(layer_times(plan.model, prices), head_times(plan.model, prices))
+
+
+def messages_of(plan: Blueprint, machine: Machine) -> Messages:
+    """Seconds of all messages of the units, blocks and states."""
+    wires, roles = machine.wires, plan.holds.shape[2]
+    return Messages(
+        layers=layer_communication(wires, plan.units, plan.unit_terms, roles),
+        boundary=boundary_communication(wires, plan.blocks, plan.pipeline_terms),
+        state=state_communication(wires, plan.states, plan.state_terms, roles),
+    )
+
+
+def assembled(plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages) -> StepArrays:
+    """The step from the seconds of its kernels and messages."""
+    stack = machine.stack
+    turn = turns(plan, kernels, messages, stack)
     block = plan.block_of_pair[plan.pair_of]
     candidates = plan.candidates
     count = np.maximum(candidates.microbatches, 1).astype(np.float64)
     parts = {name: count * turn.parts[name][block] for name in BLOCK_PARTS}
     parts["bubble"] = _bubble(plan, turn, block)
-    data, hidden = _data_parallel(plan, turn, machine)
+    data, hidden = _data_parallel(plan, turn, messages.state, stack)
     parts["dp"] = data[plan.pair_of]
-    optimizer = plan.optimizer_bytes.max(axis=1) * (stack.optimizer_passes / prices.bandwidth)
+    optimizer = plan.optimizer_bytes.max(axis=1) * (stack.optimizer_passes / machine.bandwidth)
     parts["optimizer"] = optimizer[plan.cell_of_pair[plan.pair_of]]
     parts["host"] += stack.step_host_s
     step_s = np.sum(list(parts.values()), axis=0)
@@ -90,14 +122,14 @@ def _bubble(plan: Blueprint, turn: Turns, block: IntArray) -> FloatArray:
     return np.maximum(idle, 0.0)
 
 
-def _data_parallel(plan: Blueprint, turn: Turns, machine: Machine) -> tuple[FloatArray, FloatArray]:
+def _data_parallel(
+    plan: Blueprint, turn: Turns, state: StateCommunication, stack: Stack
+) -> tuple[FloatArray, FloatArray]:
     """(exposed, hidden) seconds of parameters and gradients, of the worst stage [f].
 
     A reduction hides behind a backward turn (ZeRO-0 and 1: the last microbatch's), parameter gathering of ZeRO-1 and 2
     behind the first forward turn, ZeRO-3 traffic behind the microbatch's whole turn.
     """
-    stack = machine.stack
-    state = state_communication(machine.wires, plan.states, plan.state_terms, plan.holds.shape[2])
     table = np.stack([state.reduction, state.gathering, state.final], axis=2)
     cells = plan.holds[plan.shape_of_cell] @ table[plan.state_of_cell]
     reduction, gathering, final = (cells[plan.cell_of_pair, :, i] for i in range(3))

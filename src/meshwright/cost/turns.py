@@ -1,7 +1,7 @@
 """A microbatch's turn on every stage: compute, exposed communication, host floor - per block of the blueprint.
 
-In: blueprint, prices of layers, head and wires. Out: `Turns`, arrays over blocks [b, S] and, at the stage that sets the
-pace, [b].
+In: blueprint, seconds of kernels and of messages. Out: `Turns`, arrays over blocks [b, S] and, at the stage that sets
+the pace, [b].
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from meshwright.cost.blueprint import PLAIN_SCHEDULES, Blueprint
 from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
-from meshwright.cost.exposed import LAYER_AXES, Wires, boundary_communication, hide, layer_communication
+from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
 from meshwright.cost.stack import Stack
 from meshwright.layout.config import Recompute
 from meshwright.ledger import Phase
-from meshwright.models.spec import ModelSpec, MoeMlp
+from meshwright.models.spec import MoeMlp
 
 BLOCK_PARTS = ("forward", "backward", "recompute", "tp", "cp", "ep", "pp", "host")
 """Parts of a step that are a microbatch's turn times the number of microbatches."""
@@ -41,23 +41,40 @@ class Turns:
     pace_stage: IntArray
 
 
-def turns(plan: Blueprint, layers: LayerTimes, head: HeadTimes, wires: Wires, stack: Stack) -> Turns:
+@dataclass(frozen=True)
+class Kernels:
+    """Seconds of computing, of the units."""
+
+    layers: LayerTimes
+    head: HeadTimes
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Seconds of communicating: layers of the units [u, R], one boundary of the blocks [b], parameters and gradients of
+    the states [d, R]."""
+
+    layers: dict[tuple[str, Phase], FloatArray]
+    boundary: tuple[FloatArray, FloatArray]
+    state: StateCommunication
+
+
+def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack) -> Turns:
     """Every block's turns."""
-    names, table = _unit_table(plan, layers, head, wires, stack)
+    names, table = _unit_table(plan, kernels, messages, stack)
     sums = plan.holds[plan.shape_of_block] @ table[plan.unit_of_block]
     at = {name: sums[:, :, i] for i, name in enumerate(names)}
     compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
     exposed: dict[str, FloatArray] = {}
     hidden: dict[str, FloatArray] = {}
     turn = dict(compute)
-    for axis, phase, seconds, share in _communication(plan, at, wires, stack):
+    for axis, phase, seconds, share in _communication(plan, at, messages, stack):
         bare, behind = hide(seconds, share, HIDING_SHARE * compute[phase], stack.contention)
         turn[phase] = turn[phase] + bare
         exposed[axis] = exposed[axis] + bare if axis in exposed else bare
         hidden[axis] = hidden[axis] + behind if axis in hidden else behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
-    chunks = plan.blocks.vpp[:, None].astype(np.float64)
-    host = np.maximum(at["host"] - device, 0.0) + stack.microbatch_host_s * chunks
+    host = np.maximum(at["host"] - device, 0.0) + _fixed_seconds(plan, stack)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
     rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
@@ -79,7 +96,7 @@ def turns(plan: Blueprint, layers: LayerTimes, head: HeadTimes, wires: Wires, st
 
 
 def _communication(
-    plan: Blueprint, at: dict[str, FloatArray], wires: Wires, stack: Stack
+    plan: Blueprint, at: dict[str, FloatArray], messages: Messages, stack: Stack
 ) -> list[tuple[str, Phase, FloatArray, FloatArray | float]]:
     """(axis, phase, seconds [b, S], share that may hide) of everything a turn waits for. Stage boundaries hide better
     under schedules that have other work at hand than the next microbatch's."""
@@ -90,17 +107,17 @@ def _communication(
     ]
     plain = np.isin(plan.blocks.schedule, PLAIN_SCHEDULES)
     boundary = np.where(plain, stack.pp_overlap, stack.pp_overlap_interleaved)[:, None]
-    messages = boundary_communication(wires, plan.blocks, plan.pipeline_terms)
     counts = (plan.stages.sends, plan.stages.receives)
-    for phase, message, count in zip(passes, messages, counts, strict=True):
+    for phase, message, count in zip(passes, messages.boundary, counts, strict=True):
         found.append(("pp", phase, count[plan.shape_of_block] * message[:, None], boundary))
     return found
 
 
 def _unit_table(
-    plan: Blueprint, layers: LayerTimes, head: HeadTimes, wires: Wires, stack: Stack
+    plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack
 ) -> tuple[tuple[str, ...], FloatArray]:
     """Seconds per unit and role [u, R, Q], and the names of the Q quantities."""
+    layers, head = kernels.layers, kernels.head
     nothing = np.zeros_like(head.forward)
 
     def roles(per_layer: FloatArray, first: FloatArray, last: FloatArray) -> FloatArray:
@@ -113,11 +130,18 @@ def _unit_table(
         "weight_gradient": roles(layers.weight_gradient, nothing, nothing),
         "host": roles(_host_seconds(plan, stack), nothing, nothing),
     }
-    moved = layer_communication(wires, plan.units, plan.unit_terms, table["forward"].shape[1])
     for axis in LAYER_AXES:
         for phase in (Phase.FORWARD, Phase.BACKWARD):
-            table[f"{axis} {phase}"] = moved[axis, phase]
+            table[f"{axis} {phase}"] = messages.layers[axis, phase]
     return tuple(table), np.stack(list(table.values()), axis=2)
+
+
+def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
+    """What every turn costs whatever it computes [b, S]: the microbatch loop, and messages over stage boundaries."""
+    shape = plan.shape_of_block
+    messages = (plan.stages.sends + plan.stages.receives)[shape].astype(np.float64)
+    chunks = plan.blocks.vpp[:, None].astype(np.float64)
+    return stack.microbatch_host_s * chunks + stack.boundary_host_s * messages
 
 
 def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
@@ -125,10 +149,6 @@ def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
     units = plan.units
     full = units.recompute == RECOMPUTES.index(Recompute.FULL)
     passes = 2.0 + np.where(full, 1.0 / units.recompute_every, 0.0)
-    return passes[:, None] * np.array(layer_host(plan.model, stack))[None, :]
-
-
-def layer_host(model: ModelSpec, stack: Stack) -> list[float]:
-    """Host seconds of one pass through a layer of each kind: routing adds the kernels of dispatch and combine."""
-    routed = [isinstance(kind.mlp, MoeMlp) for kind in model.kinds]
-    return [stack.layer_host_s + (stack.moe_host_s if moe else 0.0) for moe in routed]
+    routed = np.array([isinstance(kind.mlp, MoeMlp) for kind in plan.model.kinds])
+    layer = stack.layer_host_s + stack.tp_host_s * (units.tp > 1)
+    return passes[:, None] * (layer[:, None] + stack.moe_host_s * routed)
