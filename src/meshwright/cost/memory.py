@@ -134,26 +134,33 @@ def _gather_buffers(
     return gathered * sharded[:, None]
 
 
-def training_memory(
-    model: ModelSpec,
-    cluster: Cluster,
-    workload: Workload,
-    candidates: Candidates,
-    stages: Stages,
-    keys: UnitKeys,
-    stack: Stack | None = None,
-) -> MemoryArrays:
-    """Bytes of every kind on a rank of every stage of every candidate."""
-    stack = default_stack() if stack is None else stack
-    inverse = keys.inverse
+def held_memory(
+    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys, stack: Stack
+) -> dict[MemoryKind, FloatArray]:
+    """Bytes [n, S] of what a rank holds whatever its microbatches: state, and ZeRO-3's gathered weights."""
     layers = layer_memory(model, workload, keys.candidates, stack)
     ends = end_memory(model, workload, keys.candidates, stack)
-    dense, expert = stage_parameters(stages, layers, ends, inverse)
+    dense, expert = stage_parameters(stages, layers, ends, keys.inverse)
     state = state_bytes(workload, candidates, stack)
 
     def held(per_parameter: tuple[FloatArray, FloatArray]) -> FloatArray:
         return dense * per_parameter[0][:, None] + expert * per_parameter[1][:, None]
 
+    return {
+        MemoryKind.PARAMETERS: held(state.parameters),
+        MemoryKind.GRADIENTS: held(state.gradients),
+        MemoryKind.OPTIMIZER: held(state.optimizer),
+        MemoryKind.BUFFERS: _gather_buffers(candidates, stages, layers, ends, keys.inverse, stack),
+    }
+
+
+def live_memory(
+    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys, stack: Stack
+) -> dict[MemoryKind, FloatArray]:
+    """Bytes [n, S] of the microbatches in flight: activations, logits, messages, the backward pass at work."""
+    inverse = keys.inverse
+    layers = layer_memory(model, workload, keys.candidates, stack)
+    ends = end_memory(model, workload, keys.candidates, stack)
     live = live_microbatches(
         candidates.schedule[:, None],
         candidates.pp[:, None],
@@ -174,20 +181,33 @@ def training_memory(
     full = (candidates.recompute == RECOMPUTES.index(Recompute.FULL))[:, None]
     working = largest_in_stage(stages, layers.working, inverse)
     working = working + full * largest_in_stage(stages, layers.whole, inverse)
-    buffers = _gather_buffers(candidates, stages, layers, ends, inverse, stack)
     pipelined = (candidates.pp > 1) * ends.boundary[inverse] * stack.pipeline_buffers
-    terms = {
-        MemoryKind.PARAMETERS: held(state.parameters),
-        MemoryKind.GRADIENTS: held(state.gradients),
-        MemoryKind.OPTIMIZER: held(state.optimizer),
+    return {
         MemoryKind.ACTIVATIONS: activations,
         MemoryKind.LOGITS: logits,
-        MemoryKind.BUFFERS: buffers + pipelined[:, None],
+        MemoryKind.BUFFERS: pipelined[:, None],
         # the loss and a layer's backward pass do not coincide: only the excess over the logits adds to the peak
         MemoryKind.TEMPORARIES: np.maximum(working - logits, 0.0),
-        MemoryKind.RESERVED: np.array([[float(cluster.reserved_bytes)]]),
     }
-    by_kind = {kind: np.broadcast_to(term, activations.shape) for kind, term in terms.items()}
+
+
+def training_memory(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    stack: Stack | None = None,
+) -> MemoryArrays:
+    """Bytes of every kind on a rank of every stage of every candidate."""
+    stack = default_stack() if stack is None else stack
+    held = held_memory(model, workload, candidates, stages, keys, stack)
+    live = live_memory(model, workload, candidates, stages, keys, stack)
+    terms = held | live
+    terms[MemoryKind.BUFFERS] = held[MemoryKind.BUFFERS] + live[MemoryKind.BUFFERS]
+    terms[MemoryKind.RESERVED] = np.array([[float(cluster.reserved_bytes)]])
+    by_kind = {kind: np.broadcast_to(term, stages.index.shape) for kind, term in terms.items()}
     total = reduce(np.add, by_kind.values())
     role = total.argmax(axis=1)
     rows = np.arange(len(candidates))
