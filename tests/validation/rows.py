@@ -51,7 +51,7 @@ ROW: dict[str, Any] = {
     "micro_batch": 1,
     "global_batch": 64,
     "schedule": "1F1B",
-    "attention_impl": "flash_attention2",
+    "attention_impl": None,
     "measured": {"tokens_per_s_per_gpu": 20000.0, "iter_time_s": None, "peak_mem_gib": 12.0},
     "mem_kind": None,
     "derived": {},

@@ -150,6 +150,37 @@ def test_early_megatron_stored_its_attention_scores_and_later_software_does_not(
 
 
 @pytest.mark.parametrize(
+    ("words", "kernel"),
+    [
+        ("flash_attentionv1.0.8", "flash1"),
+        ("flash-attention (triton/flash v1-2)", "flash1"),
+        ("flash_attention2 + RMS kernel", "flash2"),
+        ("SDPA flash-2", "flash2"),
+        ("cuDNN/TE fused attention", "cudnn"),
+        ("flash-attention", None),
+    ],
+)
+def test_the_attention_kernel_is_the_one_the_row_names(words: str, kernel: str | None) -> None:
+    workload = case(attention_impl=words).workload
+    assert workload.flash_attention
+    assert workload.attention == kernel
+
+
+def test_a_framework_that_balances_stages_by_cost_leaves_the_last_one_fewer_layers() -> None:
+    heavy_head = MODEL | {"vocab": 131_072, "kv_heads": 16}  # the head weighs as much as four layers
+    (config,) = case(framework="nanotron", model=heavy_head, pp=4, dp=2).configs
+    assert config.layer_split == (6, 5, 5, 0)
+    assert case(model=heavy_head, pp=4, dp=2).configs[0].layer_split is None
+
+
+def test_an_inferred_device_memory_does_not_judge_a_fit(tmp_path: Path) -> None:
+    rows = [row(id="a"), row(id="b", bw_source="defaults; GPU memory size inferred")]
+    known, inferred = validate_file(write(tmp_path / "r.jsonl", *rows)).scored
+    assert known.fits is True
+    assert inferred.fits is None
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"gpu": "abacus"}, "gpu abacus is not in the catalogue"),

@@ -90,15 +90,21 @@ KERNELS = (
 )
 
 
-def attention_kernel(row: Fields, usual: str) -> str:
-    """The kernel generation that the row names, else the stack's usual one."""
+def attention_kernel(row: Fields) -> str | None:
+    """The generation of the flash kernel, where the row names it."""
     words = row.text("attention_impl").lower()
-    return next((kernel for name, kernel in KERNELS if name in words), usual)
+    return next((kernel for name, kernel in KERNELS if name in words), None)
 
 
 def device_memory_stated(row: Fields) -> bool:
     """Whether the device's memory size is known, so that the row can tell whether a fit was predicted rightly."""
     return "memory size inferred" not in row.text("bw_source")
+
+
+def fused_norm(row: Fields) -> bool | None:
+    """Whether norms run in a kernel of their own, where the row names its kernels."""
+    words = row.text("attention_impl").lower()
+    return "rms kernel" in words if "flash_attention" in words or words in ("torch", "fused") else None
 
 
 def gradient_bytes(row: Fields, precision: Precision) -> int:

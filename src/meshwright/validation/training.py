@@ -34,8 +34,7 @@ def score_training(cases: Sequence[TrainingCase]) -> list[ScoredRow]:
     """Every case scored, in order."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, case in enumerate(cases):
-        software = (case.stack.name, case.stack.attention)
-        key = (id(case.model), id(case.cluster), case.workload, *software, case.configs[0].precision)
+        key = (id(case.model), id(case.cluster), case.workload, case.stack.name, case.configs[0].precision)
         groups.setdefault(key, []).append(index)
     scored: dict[int, ScoredRow] = {}
     for members in groups.values():

@@ -17,6 +17,7 @@ from meshwright.models.fields import Fields
 from meshwright.models.spec import DenseMlp, ModelSpec, MoeMlp
 from meshwright.validation import readings
 from meshwright.validation.clusters import ClusterFacts
+from meshwright.validation.layer_split import split_by_cost
 from meshwright.validation.measured import Measured, measured
 from meshwright.validation.scored import Group
 from meshwright.validation.shapes import Shapes
@@ -47,18 +48,20 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
     cluster = shapes.cluster(facts)
-    # software is what the framework's name says and, for kernels of its own, what the row says of attention
-    stack = stack_for(f"{row.text('framework')} {row.text('attention_impl')}")
-    stack = replace(stack, attention=readings.attention_kernel(row, stack.attention))
+    stack = stack_for(row.text("framework"))
     precision = _precision(row)
     assumed: list[str] = []
     config, recompute = _config(row, facts, model, precision, assumed)
+    if stack.splits_by_cost and config.pp > 1 and config.vpp == 1:
+        config = replace(config, layer_split=split_by_cost(model, config.pp))
     early = readings.is_early_megatron(stack.name, cluster.accelerator.architecture, precision)
     workload = Workload(
         seq=_stated(row, "seq"),
         optimizer=Optimizer.ADAM_FP32 if precision is Precision.FP32 else Optimizer.ADAM_MIXED,
         gradient_bytes=readings.gradient_bytes(row, precision),
         flash_attention=readings.flash_attention(row, early),
+        attention=readings.attention_kernel(row),
+        fused_norm=readings.fused_norm(row),
         dropout=early and _plain_mlp(model),  # Megatron's GPT trained with dropout 0.1
         capacity_factor=readings.capacity_factor(row),
     )
