@@ -50,10 +50,10 @@ def twin_shapes(config: dict[str, Any]) -> tuple[Shapes, list[Shapes]]:
     for name, parameter in model.named_parameters():  # tied ones are named once
         if name.startswith(TOWERS):
             continue
-        name = name.replace("model.language_model.", "model.")
-        match = LAYER.match(name)
+        bare = name.replace("model.language_model.", "model.")
+        match = LAYER.match(bare)
         if match:
             layers.setdefault(int(match[2]), {})[match[3]] = tuple(parameter.shape)
         else:
-            outer[name] = tuple(parameter.shape)
+            outer[bare] = tuple(parameter.shape)
     return outer, [layers[i] for i in sorted(layers)]

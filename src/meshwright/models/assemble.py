@@ -10,6 +10,8 @@ from meshwright.models.blocks import Block, linear, norm, prefixed
 from meshwright.models.fields import Fields
 from meshwright.models.spec import LayerKind, ModelSpec, Part, TensorSpec
 
+ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act", "activation")
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -52,7 +54,7 @@ def decoder(
     activation: str = "silu",
     dropout: float = 0.0,
 ) -> ModelSpec:
-    """A ModelSpec with Llama's outer tensors unless others are given."""
+    """A ModelSpec with Llama's outer tensors unless others are given; `activation` is for configs that name none."""
     if not 0.0 <= dropout < 1.0:
         raise fields.error(f"dropout must be from 0 to below 1, got {dropout}")
     return ModelSpec(
@@ -66,7 +68,7 @@ def decoder(
         final_tensors=norm("model.norm", hidden).tensors if final is None else final,
         head_tensors=() if tied else (head_tensors or head(vocab, hidden)),
         tied_embeddings=tied,
-        activation=activation,
+        activation=fields.text(*ACTIVATION_KEYS, default=activation),
         dropout=dropout,
         max_positions=fields.positions(),
     )

@@ -14,6 +14,7 @@ from meshwright.models.blocks import (
     norm,
     routed_experts,
     router,
+    softmax_attention,
     vector,
     with_shared_expert,
 )
@@ -24,15 +25,14 @@ from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec, Part, TensorSpec
 
 
+GELU = "gelu_pytorch_tanh"
+
+
 def four_norms(hidden: int) -> Block:
     block = two_norms(hidden)
     for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
         block += norm(name, hidden)
     return block
-
-
-def activation(fields: Fields) -> str:
-    return fields.text("hidden_activation", "hidden_act", default="gelu_pytorch_tanh")
 
 
 def gemma(fields: Fields) -> ModelSpec:
@@ -41,7 +41,7 @@ def gemma(fields: Fields) -> ModelSpec:
     layer = gqa(b.hidden, sizes, qkv_bias=bias, output_bias=bias)
     layer += gated_mlp(b.hidden, fields.size("intermediate_size")) + two_norms(b.hidden)
     kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=activation(fields))
+    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=GELU)
 
 
 def gemma2(fields: Fields) -> ModelSpec:
@@ -68,7 +68,7 @@ def _sliding_gemma(fields: Fields, *, every: int, qk_norm: bool) -> ModelSpec:
         return block + gated_mlp(b.hidden, fields.size("intermediate_size")) + four_norms(b.hidden)
 
     kinds = layer_kinds(attention_types(fields, b.layers, every=every), layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=activation(fields))
+    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=GELU)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def gemma4(fields: Fields) -> ModelSpec:
         vocab=b.vocab,
         tied=b.tied,
         embeddings=tuple(embeddings),
-        activation=activation(fields),
+        activation=GELU,
     )
 
 
@@ -155,5 +155,6 @@ def _gemma4_attention(fields: Fields, hidden: int, key: Gemma4Layer) -> Block:
             block,
             tensors=tuple(t for t in block.tensors if not t.name.startswith(own)),
             matmuls=tuple(m for m in block.matmuls if not m.name.startswith(own)),
+            mixer=replace(softmax_attention(sizes, window_of(fields, key.attention)), kv_cache_elements=0),
         )
     return block

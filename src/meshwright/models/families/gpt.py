@@ -43,7 +43,7 @@ def gpt2(fields: Fields) -> ModelSpec:
             embedding("transformer.wpe.weight", positions, h, split=False),
         ),
         final=norm("transformer.ln_f", h, True).tensors,
-        activation=fields.text("activation_function", default="gelu_new"),
+        activation="gelu_new",
         dropout=fields.number("resid_pdrop", default=0.1),
     )
 
@@ -83,7 +83,7 @@ def opt(fields: Fields) -> ModelSpec:
         embeddings=tuple(embeddings),
         final=tuple(final),
         head_tensors=head(b.vocab, inner),
-        activation=fields.text("activation_function", default="relu"),
+        activation="relu",
         dropout=fields.number("dropout", default=0.1),
     )
 
@@ -134,7 +134,7 @@ def gpt_neox(fields: Fields) -> ModelSpec:
         tied=b.tied,
         embeddings=(embedding("gpt_neox.embed_in.weight", b.vocab, h),),
         final=norm("gpt_neox.final_layer_norm", h, True).tensors,
-        activation=fields.text("hidden_act", default="gelu"),
+        activation="gelu",
         dropout=fields.number("hidden_dropout"),
     )
 
@@ -158,7 +158,7 @@ def gptj(fields: Fields) -> ModelSpec:
         embeddings=(embedding("transformer.wte.weight", b.vocab, h),),
         final=norm("transformer.ln_f", h, True).tensors,
         head_tensors=head(b.vocab, h, bias=True),
-        activation=fields.text("activation_function", default="gelu_new"),
+        activation="gelu_new",
         dropout=fields.number("resid_pdrop"),
     )
 
@@ -190,7 +190,7 @@ def falcon(fields: Fields) -> ModelSpec:
         tied=b.tied,
         embeddings=(embedding("transformer.word_embeddings.weight", b.vocab, h),),
         final=norm("transformer.ln_f", h, True).tensors,
-        activation=fields.text("activation", default="gelu"),
+        activation="gelu",
         dropout=fields.number("hidden_dropout"),
     )
 
@@ -238,5 +238,5 @@ def nemotron(fields: Fields) -> ModelSpec:
         vocab=b.vocab,
         tied=b.tied,
         final=norm("model.norm", h, True).tensors,
-        activation=fields.text("hidden_act", default="relu2"),
+        activation="relu2",
     )

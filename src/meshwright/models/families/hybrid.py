@@ -216,7 +216,7 @@ def nemotron_h(fields: Fields) -> ModelSpec:
         tied=b.tied,
         embeddings=(embedding("model.embeddings.weight", b.vocab, b.hidden),),
         final=norm("model.norm_f", b.hidden).tensors,
-        activation=fields.text("mlp_hidden_act", default="relu2"),
+        activation="relu2",
     )
     depth = mtp_depth(fields)
     return with_mtp(spec, depth, (layer("attention") + layer("moe")).kind("mtp")) if depth else spec
@@ -321,6 +321,5 @@ def kimi_linear(fields: Fields) -> ModelSpec:
         vocab=b.vocab,
         tied=b.tied,
         final=final.tensors,
-        activation=fields.text("hidden_act", default="silu"),
     )
     return with_mtp(spec, mtp_depth(fields))
