@@ -27,7 +27,7 @@ from meshwright.runtime.optimizer import OptimizerOptions, adamw
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.state import LocalParameter
 from meshwright.runtime.tensor_parallel.cross_entropy import IGNORED
-from meshwright.runtime.weights import SeededWeights, reference_model
+from meshwright.runtime.weights import SeededWeights, meta_model, reference_model
 
 TOLERANCE = 1e-10
 STEPS = 3
@@ -96,6 +96,7 @@ class Reference:
 
 def compare(job: ParityJob, tolerance: float = TOLERANCE, timeout_s: float = 300.0) -> ParityReport:
     """Run both sides in forked processes on this machine and compare them."""
+    meta_model(job.model_config)  # imports the model's code once, before the ranks fork
     with tempfile.TemporaryDirectory(prefix="meshwright-parity-") as folder:
         reference: Reference = run_ranks(1, _run_reference, job, Path(folder), timeout_s=timeout_s)[0]
         ranks: list[RankReport] = run_ranks(job.config.world_size, _run_rank, job, Path(folder), timeout_s=timeout_s)

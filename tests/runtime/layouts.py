@@ -1,0 +1,110 @@
+"""Layouts that parity is shown over: a chosen few for every test run, all of them for `make parity`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+
+SEQ = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, changes to its tiny config, and a layout."""
+
+    name: str
+    config: HybridParallelConfig
+    family: str = "llama"
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def layout(**sizes: Any) -> HybridParallelConfig:
+    """dp x two microbatches unless a global batch is given."""
+    return HybridParallelConfig(**({"global_batch": 4 * sizes.get("dp", 1)} | sizes))
+
+
+INTERLEAVED = {"schedule": Schedule.INTERLEAVED, "vpp": 2}
+
+CHOSEN = [
+    Case("dp2", layout(dp=2)),
+    Case("tp2 sp x dp2 zero3, grouped KV heads", layout(tp=2, dp=2, sequence_parallel=True, zero=3), "qwen3"),
+    Case(
+        "all three axes, tied",
+        layout(dp=2, pp=2, tp=2, sequence_parallel=True, zero=1),
+        model={"tie_word_embeddings": True},
+    ),
+    Case("tp4 over 2 KV heads, odd vocabulary", layout(tp=4), "qwen2", {"vocab": 97}),
+    Case(
+        "uneven stages, microbatches not a multiple of stages, tied",
+        layout(pp=3, layer_split=(1, 2, 1), global_batch=5),
+        "gemma3_text",
+        {"tie_word_embeddings": True},
+    ),
+    Case("interleaved x dp2 zero2", layout(pp=2, dp=2, zero=2, **INTERLEAVED)),
+    Case("gpipe x tp2, fused qkv and gate", layout(pp=2, tp=2, schedule=Schedule.GPIPE), "phi3"),
+    Case("gpt2 sp, fused and transposed, biases", layout(tp=2, sequence_parallel=True), "gpt2"),
+    Case("neox sp with full recompute", layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL), "gpt_neox"),
+    Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
+]
+
+
+def _single_axes() -> list[Case]:
+    cases: list[Case] = []
+    for size in (2, 4):
+        cases += [Case(f"{axis}{size}", layout(**{axis: size})) for axis in ("dp", "tp", "pp")]
+        cases += [Case(f"dp{size} zero{zero}", layout(dp=size, zero=zero)) for zero in (1, 2, 3)]
+        cases.append(Case(f"tp{size} sp", layout(tp=size, sequence_parallel=True)))
+    return cases
+
+
+def _all_three() -> list[Case]:
+    schedules: list[dict[str, Any]] = [{"schedule": Schedule.GPIPE}, {}, INTERLEAVED]
+    cases: list[Case] = []
+    for schedule, zero, sp in product(schedules, (0, 1, 2, 3), (False, True)):
+        config = layout(dp=2, pp=2, tp=2, zero=zero, sequence_parallel=sp, **schedule)
+        cases.append(Case(f"2x2x2 {config.schedule} zero{zero} {'sp' if sp else 'no sp'}", config))
+    return cases
+
+
+def _families() -> list[Case]:
+    families = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "gpt_neox")
+    layouts = [layout(tp=2, pp=2, sequence_parallel=True), layout(tp=2, dp=2, zero=3)]
+    return [
+        Case(
+            f"{family} {'pp' if config.pp > 1 else 'zero3'} tied {tied}", config, family, {"tie_word_embeddings": tied}
+        )
+        for family, config, tied in product(families, layouts, (False, True))
+    ]
+
+
+def _corners() -> list[Case]:
+    tied = {"tie_word_embeddings": True}
+    return [
+        Case("kv heads < tp, sp, zero3", layout(tp=4, dp=2, sequence_parallel=True, zero=3), "qwen3"),
+        Case("one KV head, tp4", layout(tp=4), "llama", {"kv_heads": 1}),
+        Case("kv heads < tp, fused", layout(tp=4, sequence_parallel=True), "phi3"),
+        Case("odd vocabulary, sp, zero2", layout(tp=4, dp=2, zero=2, sequence_parallel=True), "llama", {"vocab": 101}),
+        Case("odd vocabulary, tied over stages", layout(tp=2, pp=2), "llama", {"vocab": 99} | tied),
+        Case("uneven stages, interleaved", layout(pp=2, layer_split=(2, 1, 1, 0), **INTERLEAVED), "llama"),
+        Case("m=3 on 4 stages", layout(pp=4, global_batch=3)),
+        Case("m=5 interleaved", layout(pp=2, global_batch=5, **INTERLEAVED)),
+        Case("micro batch 2", layout(dp=2, pp=2, tp=2, micro_batch=2, global_batch=12)),
+        Case("hsdp", layout(dp=4, tp=2, zero=3, zero_shards=2)),
+        Case("hsdp zero2 tied", layout(dp=4, pp=2, zero=2, zero_shards=2), "llama", tied),
+        *(
+            Case(
+                f"recompute {mode} zero{zero}",
+                layout(dp=2, pp=2, tp=2, zero=zero, sequence_parallel=True, recompute=mode),
+            )
+            for mode, zero in product((Recompute.FULL, Recompute.SELECTIVE), (0, 3))
+        ),
+        Case("recompute every second layer", layout(tp=2, recompute=Recompute.FULL, recompute_every=2), "gemma3_text"),
+    ]
+
+
+def matrix() -> list[Case]:
+    """Everything that `make parity` runs, at most 8 ranks each."""
+    return [*CHOSEN, *_single_axes(), *_all_three(), *_families(), *_corners()]
