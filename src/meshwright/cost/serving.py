@@ -131,37 +131,43 @@ def serve_arrays(
 
 
 def prefill_seconds(x: Engine, prompts: FloatArray, length: float) -> FloatArray:
-    """Reading `prompts` prompts of `length` tokens on one replica, all stages one after the other [n]. More tokens than
-    a pass holds run as several passes, which a pipeline overlaps."""
+    """Reading `prompts` prompts of `length` tokens on one replica until the last stage is done [n]. More tokens than a
+    pass holds run as several passes; a pipeline overlaps them, and may cut finer to do so."""
     c = x.candidates
-    tokens = prompts * length
-    passes = np.ceil(tokens / x.stack.max_tokens)
-    pieces = np.maximum(passes, 1.0)
+    fewest = np.maximum(np.ceil(prompts * length / x.stack.max_tokens), 1.0)
     size = np.full(len(c), float(length))
-    batch = Batch(tokens / pieces, size, np.zeros(len(c)), np.ones(len(c)), prompts / pieces)
-    per_stage = pass_seconds(x, batch)
-    once = (x.stages.weight * per_stage).sum(axis=1)
-    return once + (pieces - 1) * per_stage.max(axis=1) + pieces * host_seconds(x, prompts / pieces)
+    idle = np.zeros(len(c))
+
+    def cut(pieces: FloatArray) -> FloatArray:
+        batch = Batch(prompts * length / pieces, size, idle, np.ones(len(c)), prompts / pieces)
+        return _pipelined(x, batch, pieces)
+
+    return np.minimum(cut(fewest), cut(np.maximum(fewest, c.pp)))
 
 
-def decode_step(x: Engine, sequences: FloatArray, context: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """One token for each of `sequences`: seconds until it is there (all stages), and of the slowest stage [n]."""
-    zero = np.zeros(len(x.candidates))
-    batch = Batch(zero, np.ones(len(x.candidates)), sequences, context, sequences)
+def decode_step(x: Engine, sequences: FloatArray, context: FloatArray) -> FloatArray:
+    """Seconds until each of `sequences` has its next token [n]: the batch as a whole, or in a slice per stage."""
+    one = np.ones(len(x.candidates))
+
+    def cut(pieces: FloatArray) -> FloatArray:
+        return _pipelined(x, Batch(0.0 * one, one, sequences / pieces, context, sequences / pieces), pieces)
+
+    return np.minimum(cut(one), cut(np.minimum(x.candidates.pp, np.maximum(sequences, 1.0))))
+
+
+def _pipelined(x: Engine, batch: Batch, pieces: FloatArray) -> FloatArray:
+    """Seconds of `pieces` equal passes through all stages: the first one's way, and a beat for each further one."""
     per_stage = pass_seconds(x, batch)
-    host = host_seconds(x, sequences)
-    return (x.stages.weight * per_stage).sum(axis=1) + host, per_stage.max(axis=1) + host
+    host = host_seconds(x, batch.logits)
+    return (x.stages.weight * per_stage).sum(axis=1) + (pieces - 1.0) * per_stage.max(axis=1) + pieces * host
 
 
 def static_batch_seconds(x: Engine, workload: ServingWorkload, sequences: FloatArray) -> FloatArray:
-    """Prefill of the whole batch, then one decode step per further token at the mean context. A pipeline works on as
-    many slices of the batch as it has stages."""
-    pp = x.candidates.pp.astype(np.float64)
-    slices = np.minimum(pp, sequences)
+    """Prefill of the whole batch, which yields the first token, then one decode step per further token at the mean
+    context."""
     context = np.full(len(x.candidates), workload.prompt + workload.output / 2.0)
-    through, slowest = decode_step(x, sequences / slices, context)
-    step = through + (slices - 1) * slowest
-    return prefill_seconds(x, sequences, float(workload.prompt)) + (workload.output - 1) * step
+    steps = max(workload.output - 1, 0)
+    return prefill_seconds(x, sequences, float(workload.prompt)) + steps * decode_step(x, sequences, context)
 
 
 def _saturated(

@@ -172,7 +172,7 @@ def _attention_seconds(mixer: Attention, kind: LayerKind, x: Engine, batch: Batc
     read = batch.decoding * read_bytes(kind, batch.context, c.tp, x.kv_bytes)
     qk, v = mixer.absorbed_dims or (mixer.qk_dim, mixer.v_dim)
     pairs = batch.decoding * heads * np.minimum(batch.context, mixer.top_k_keys or np.inf)
-    decoded = np.maximum(read / x.bandwidth, 2.0 * pairs * (qk + v) / (peak * kernel))
+    decoded = np.maximum(read / (x.bandwidth * x.stack.cache_stream), 2.0 * pairs * (qk + v) / (peak * kernel))
     return np.where(batch.prompt_tokens > 0, prompts, 0.0) + decoded
 
 

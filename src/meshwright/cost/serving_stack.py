@@ -21,6 +21,7 @@ class ServingStack:
     frameworks: tuple[str, ...] = ()  # lower-case words by which an engine's name is recognised
     gemm: float = 1.0  # products relative to the architecture's own surface
     stream: float = 1.0  # memory streaming of weights and cache relative to the architecture's own share
+    cache_stream: float = 0.8  # decoding attention's bandwidth over the cache relative to streaming weights
     layer_kernels: int = 12  # kernels of a layer's forward pass, each with a launch gap
     kernel_s: float = 2e-6  # the gap between two kernels (graph launch)
     step_host_s: float = 2e-4  # host time per forward pass that compute does not hide
