@@ -108,7 +108,7 @@ def test_static_batches_take_about_their_published_latency(
     assert found.latency_s * 1e3 == pytest.approx(latency_ms, rel=0.2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2]), st.integers(1, 64), st.booleans())
 def test_bigger_batches_take_longer_and_slower_links_never_help(tp: int, pp: int, batch: int, moe: bool) -> None:
     model = decoder(8, 2048, 16, 8, 8192, 32000, gated=True, moe_from=2 if moe else None, expert_width=1024)
@@ -124,7 +124,7 @@ def test_bigger_batches_take_longer_and_slower_links_never_help(tp: int, pp: int
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([1, 2, 4, 8]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_longer_requests_never_leave_room_for_more(prompt: int, output: int, tp: int) -> None:
     model = llama_8b()
     short = serve_estimate(model, DGX_A100, ServingWorkload(prompt, output), config(tp=tp))
