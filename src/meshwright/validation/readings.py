@@ -107,11 +107,12 @@ def fused_norm(row: Fields) -> bool | None:
     return "rms kernel" in words if "flash_attention" in words or words in ("torch", "fused") else None
 
 
-def gradient_bytes(row: Fields, precision: Precision) -> int:
-    """Bytes of an accumulated (and reduced) gradient element: fp32 unless the row says half precision."""
+def gradient_bytes(row: Fields, precision: Precision, usual: int) -> int:
+    """Bytes of an accumulated (and reduced) gradient element: as the row says, else as the stack does."""
+    if precision is Precision.FP32:
+        return 4
     notes = row.text("notes")
-    halved = "fp16 grad accumulation" in notes or "PURE mixed precision" in notes
-    return 2 if halved and precision is not Precision.FP32 else 4
+    return 2 if "fp16 grad accumulation" in notes or "PURE mixed precision" in notes else usual
 
 
 def capacity_factor(row: Fields) -> float | None:

@@ -58,7 +58,7 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
     workload = Workload(
         seq=_stated(row, "seq"),
         optimizer=Optimizer.ADAM_FP32 if precision is Precision.FP32 else Optimizer.ADAM_MIXED,
-        gradient_bytes=readings.gradient_bytes(row, precision),
+        gradient_bytes=readings.gradient_bytes(row, precision, stack.gradient_bytes),
         flash_attention=readings.flash_attention(row, early),
         attention=readings.attention_kernel(row),
         fused_norm=readings.fused_norm(row),
