@@ -15,7 +15,16 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from meshwright.cost.candidates import SCHEDULES, UNIT_COLUMNS, Candidates, FloatArray, IntArray, UnitKeys, distinct
+from meshwright.cost.candidates import (
+    SCHEDULES,
+    STATE_KNOBS,
+    UNIT_COLUMNS,
+    Candidates,
+    FloatArray,
+    IntArray,
+    UnitKeys,
+    runs,
+)
 from meshwright.cost.layers import end_memory, layer_memory
 from meshwright.cost.memory import stage_parameters, state_bytes
 from meshwright.cost.stack import Stack
@@ -29,16 +38,18 @@ from meshwright.layout.config import Schedule
 from meshwright.models.spec import ModelSpec
 
 PLAIN_SCHEDULES = tuple(SCHEDULES.index(s) for s in (Schedule.ONE_F_ONE_B, Schedule.GPIPE))
-STATE_COLUMNS = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "dp", "pp", "zero", "zero_shards")
-"""What the traffic and size of parameters, gradients and optimizer state depend on."""
+UNIT_FRAME = tuple(name for name in UNIT_COLUMNS if name not in STATE_KNOBS)
+STATE_FRAME = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "dp", "pp")
+"""What the traffic and size of parameters, gradients and optimizer state depend on, beside ZeRO."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """Levels, and indices from the finer level to the coarser one.
 
-    units [u], states [d], shapes [p]; blocks [b] = unit x shape x dp; cells [e] = state x shape; pairs [f] = block x
-    cell; `pair_of` [n]. `holds` [p, S, R] counts the roles of a stage. Traffic terms are [u, R], [d, R] and [b, 1].
+    units [u], states [d], shapes [p]; blocks [b] = unit x shape x dp; flows [w] = block x schedule x microbatches;
+    cells [e] = state x shape; pairs [f] = block x cell; `flow_of` and `pair_of` [n]. `holds` [p, S, R] counts the roles
+    of a stage. Traffic terms are [u, R], [d, R] and [b, 1].
     """
 
     model: ModelSpec
@@ -55,6 +66,9 @@ class Blueprint:
     shape_of_block: IntArray
     state_of_cell: IntArray
     shape_of_cell: IntArray
+    flows: Candidates
+    block_of_flow: IntArray
+    flow_of: IntArray
     block_of_pair: IntArray
     cell_of_pair: IntArray
     pair_of: IntArray
@@ -66,14 +80,20 @@ class Blueprint:
 
 def blueprint(model: ModelSpec, workload: Workload, candidates: Candidates, stack: Stack) -> Blueprint:
     """Find every distinct thing among the candidates."""
-    shape = stage_keys(candidates)
+    run = runs(candidates)
+    shape = stage_keys(candidates, run)
     shapes = role_table(model, shape)
-    unit_row, unit = distinct([getattr(candidates, name) for name in UNIT_COLUMNS])
-    state_row, state = distinct([getattr(candidates, name) for name in STATE_COLUMNS])
+
+    def of(*names: str) -> list[IntArray]:
+        return [getattr(candidates, name) for name in names]
+
+    unit_row, unit = run.distinct(of(*UNIT_FRAME), of("recompute", "recompute_every"))
+    state_row, state = run.distinct(of(*STATE_FRAME), of("zero", "zero_shards"))
     plain = np.isin(candidates.schedule, PLAIN_SCHEDULES)
-    block_row, block = distinct([unit, shape.inverse, candidates.dp, candidates.pp, plain])
-    cell_row, cell = distinct([state, shape.inverse])
-    pair_row, pair = distinct([block, cell, candidates.global_batch])
+    block_row, block = run.distinct([shape.inverse, candidates.dp, candidates.pp, plain], [unit])
+    flow_row, flow = run.distinct(of("schedule", "dp", "micro_batch", "global_batch"), [block])
+    cell_row, cell = run.distinct([shape.inverse], [state])
+    pair_row, pair = run.distinct([candidates.global_batch], [block, cell])
     units, states = _single_microbatch(candidates.take(unit_row)), _single_microbatch(candidates.take(state_row))
     blocks, cells = _single_microbatch(candidates.take(block_row)), _single_microbatch(candidates.take(cell_row))
     of_units = scene(model, workload, units, _role_stages(model, len(units)), _own(units))
@@ -94,6 +114,9 @@ def blueprint(model: ModelSpec, workload: Workload, candidates: Candidates, stac
         shape_of_block=shape.inverse[block_row],
         state_of_cell=state[cell_row],
         shape_of_cell=shape.inverse[cell_row],
+        flows=candidates.take(flow_row),
+        block_of_flow=block[flow_row],
+        flow_of=flow,
         block_of_pair=block[pair_row],
         cell_of_pair=cell[pair_row],
         pair_of=pair,

@@ -7,6 +7,7 @@ so that layer costs are computed once per key and gathered.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -130,8 +131,42 @@ def unit_keys(candidates: Candidates) -> UnitKeys:
     return UnitKeys(candidates.take(first), inverse)
 
 
-LARGEST_TABLE = 1 << 22
-"""Codes up to here are counted in a table; beyond it they are sorted."""
+STATE_KNOBS = ("zero", "zero_shards", "recompute", "recompute_every")
+"""Knobs that a search varies fastest: rows that follow one another often differ in these alone."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Stretches of rows that agree in everything but STATE_KNOBS: `starts` [r], and `of_row` [n]."""
+
+    starts: IntArray
+    of_row: IntArray
+
+    def distinct(
+        self, shared: Sequence[IntArray | BoolArray], own: Sequence[IntArray | BoolArray]
+    ) -> tuple[IntArray, IntArray]:
+        """As `distinct`, of columns that are constant within a run (`shared`) and others: the first are told apart
+        once per run."""
+        _, kind = distinct([column[self.starts] for column in shared])
+        return distinct([kind[self.of_row], *own])
+
+
+def runs(candidates: Candidates) -> Runs:
+    """The runs of candidates as they lie."""
+    n = len(candidates)
+    changed = np.zeros(n, dtype=np.bool_)
+    changed[:1] = True
+    for name in (f.name for f in fields(candidates) if f.name not in (*STATE_KNOBS, "precision", "splits")):
+        column = getattr(candidates, name)
+        changed[1:] |= column[1:] != column[:-1]
+    splits = candidates.splits
+    if splits is not None:
+        changed[1:] |= np.array([a != b for a, b in itertools.pairwise(splits)], dtype=np.bool_)
+    return Runs(np.flatnonzero(changed), np.cumsum(changed) - 1)
+
+
+TABLE_PER_ROW = 8
+"""Codes are counted in a table of up to this many entries per row; beyond it they are sorted."""
 
 
 def distinct(columns: Sequence[IntArray | BoolArray]) -> tuple[IntArray, IntArray]:
@@ -140,11 +175,12 @@ def distinct(columns: Sequence[IntArray | BoolArray]) -> tuple[IntArray, IntArra
     Linear in rows: values are counted in tables, not sorted, as long as the tables stay small.
     """
     packed, size = codes(columns[0])
+    largest = max(TABLE_PER_ROW * len(packed), 1024)
     for column in columns[1:]:
         code, values = codes(column)
-        packed, size = (
-            codes(packed * values + code) if size * values > LARGEST_TABLE else (packed * values + code, size * values)
-        )
+        if size * values > largest:
+            packed, size = codes(packed)
+        packed, size = packed * values + code, size * values
     inverse, kinds = codes(packed)
     first = np.empty(kinds, dtype=np.int64)
     first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
@@ -155,10 +191,10 @@ def codes(values: IntArray | BoolArray) -> tuple[IntArray, int]:
     """Values as 0 .. k-1 in their order, and k."""
     whole = values.astype(np.int64, copy=False)
     top = int(whole.max(initial=0)) + 1
-    if top > LARGEST_TABLE:
+    if top > max(TABLE_PER_ROW * len(whole), 1024):
         kinds, inverse = np.unique(whole, return_inverse=True)
         return inverse.astype(np.int64), len(kinds)
     table = np.zeros(top, dtype=np.int64)
     table[whole] = 1
-    count = int(table.sum())
-    return (np.cumsum(table) - 1)[whole], count
+    order = np.cumsum(table)
+    return (order - 1)[whole], int(order[-1])

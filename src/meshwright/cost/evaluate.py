@@ -56,10 +56,12 @@ def evaluate(
 ) -> Evaluation:
     """Memory and time of every candidate. With `prune` a row that does not fit is not timed: its step is inf."""
     machine = machine_of(cluster, stack)
+    if len(candidates) <= CHUNK_ROWS:
+        return _evaluate_chunk(model, workload, machine, candidates, prune)
     ends = range(CHUNK_ROWS, len(candidates) + CHUNK_ROWS, CHUNK_ROWS)
     chunks = [candidates.take(np.arange(end - CHUNK_ROWS, min(end, len(candidates)))) for end in ends]
     parts = [_evaluate_chunk(model, workload, machine, chunk, prune) for chunk in chunks]
-    return parts[0] if len(parts) == 1 else _joined(candidates, parts)
+    return _joined(candidates, parts)
 
 
 def estimate(

@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, FloatArray, IntArray, UnitKeys, distinct, unit_keys
+from meshwright.cost.candidates import Candidates, FloatArray, IntArray, UnitKeys, runs, unit_keys
 from meshwright.cost.memory import held_memory, live_memory
 from meshwright.cost.stack import Stack
 from meshwright.cost.stages import Stages, role_table, stage_keys
@@ -21,8 +21,8 @@ from meshwright.hardware.spec import Cluster
 from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
 
-HELD = ("dp", "tp", "cp", "ep", "expert_tp", "zero", "zero_shards")
-LIVE = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch", "recompute", "recompute_every", "schedule")
+HELD = ("dp", "tp", "cp", "ep", "expert_tp")
+LIVE = ("dp", "tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch", "global_batch", "schedule")
 
 Price = Callable[[ModelSpec, Workload, Candidates, Stages, UnitKeys, Stack], dict[MemoryKind, FloatArray]]
 
@@ -31,11 +31,13 @@ def peak_memory(
     model: ModelSpec, cluster: Cluster, workload: Workload, candidates: Candidates, stack: Stack
 ) -> tuple[FloatArray, IntArray]:
     """Bytes on the fullest stage of every candidate, reserved memory included, and which stage that is."""
-    shape = stage_keys(candidates)
+    run = runs(candidates)
+    shape = stage_keys(candidates, run)
     shapes = role_table(model, shape)
-    held_rows, held_of = distinct([shape.inverse, *(getattr(candidates, name) for name in HELD)])
-    microbatches = candidates.microbatches
-    live_rows, live_of = distinct([shape.inverse, microbatches, *(getattr(candidates, name) for name in LIVE)])
+    frame, knobs = ([getattr(candidates, name) for name in names] for names in (HELD, ("zero", "zero_shards")))
+    held_rows, held_of = run.distinct([shape.inverse, *frame], knobs)
+    frame, knobs = ([getattr(candidates, name) for name in names] for names in (LIVE, ("recompute", "recompute_every")))
+    live_rows, live_of = run.distinct([shape.inverse, *frame], knobs)
 
     def total(price: Price, rows: IntArray) -> FloatArray:
         """Bytes by stage [S, rows], the kinds added up."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray
+from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray, Runs, distinct
 from meshwright.models.spec import ModelSpec
 from meshwright.schedules.placement import V_SHAPED, chunk_owner
 
@@ -70,42 +70,55 @@ def is_v_shaped(candidates: Candidates) -> BoolArray:
     return np.array([s in V_SHAPED for s in SCHEDULES])[candidates.schedule]
 
 
-def stage_keys(candidates: Candidates) -> StageKeys:
-    """Distinct (pp, vpp, V-shaped, layer split) among the candidates."""
+def stage_keys(candidates: Candidates, stretches: Runs | None = None) -> StageKeys:
+    """Distinct (pp, vpp, V-shaped, layer split) among the candidates; told apart once per run where runs are given."""
+    rows = candidates if stretches is None else candidates.take(stretches.starts)
     split_of: dict[tuple[int, ...] | None, int] = {None: 0}
-    splits = np.zeros(len(candidates), dtype=np.int64)
-    if candidates.splits is not None:
-        splits = np.array([split_of.setdefault(s, len(split_of)) for s in candidates.splits], dtype=np.int64)
-    columns = (candidates.pp, candidates.vpp, is_v_shaped(candidates).astype(np.int64), splits)
-    sizes = [int(c.max(initial=0)) + 1 for c in columns]
-    packed = np.ravel_multi_index(columns, sizes)
-    present = np.bincount(packed, minlength=1) > 0
-    keys = np.flatnonzero(present)
-    pp, vpp, v_shaped, split = (np.asarray(c, dtype=np.int64) for c in np.unravel_index(keys, sizes))
-    inverse = (np.cumsum(present) - 1)[packed]
+    splits = np.zeros(len(rows), dtype=np.int64)
+    if rows.splits is not None:
+        splits = np.array([split_of.setdefault(s, len(split_of)) for s in rows.splits], dtype=np.int64)
+    first, inverse = distinct([rows.pp, rows.vpp, is_v_shaped(rows), splits])
     known = list(split_of)
-    splits_of_keys = tuple(known[int(i)] for i in split.tolist())
-    return StageKeys(pp, vpp, v_shaped.astype(np.bool_), splits_of_keys, inverse)
+    return StageKeys(
+        pp=rows.pp[first],
+        vpp=rows.vpp[first],
+        v_shaped=is_v_shaped(rows)[first],
+        splits=tuple(known[i] for i in splits[first].tolist()),
+        inverse=inverse if stretches is None else inverse[stretches.of_row],
+    )
 
 
-def chunk_layers(model: ModelSpec, pp: int, vpp: int, split: tuple[int, ...] | None) -> IntArray:
-    """Layers of each kind in each chunk, in model order [chunks, K]."""
+def layers_before(model: ModelSpec) -> IntArray:
+    """Layers of each kind before every layer of the model, and in all [L + 1, K]."""
+    one_hot = np.eye(len(model.kinds), dtype=np.int64)[np.array(model.pattern, dtype=np.int64)]
+    return np.vstack([np.zeros((1, one_hot.shape[1]), dtype=np.int64), np.cumsum(one_hot, axis=0)])
+
+
+def chunk_layers(
+    model: ModelSpec, pp: int, vpp: int, split: tuple[int, ...] | None, before: IntArray | None = None
+) -> IntArray:
+    """Layers of each kind in each chunk, in model order [chunks, K]; `before` is `layers_before` where at hand."""
     sizes = split or even_split(model.num_layers, pp * vpp)
     if len(sizes) != pp * vpp or sum(sizes) != model.num_layers:
         raise ValueError(f"layer split {sizes} does not place {model.num_layers} layers in {pp * vpp} chunks")
-    one_hot = np.eye(len(model.kinds), dtype=np.int64)[np.array(model.pattern, dtype=np.int64)]
-    prefix = np.vstack([np.zeros((1, one_hot.shape[1]), dtype=np.int64), np.cumsum(one_hot, axis=0)])
+    prefix = layers_before(model) if before is None else before
     return np.diff(prefix[np.concatenate([[0], np.cumsum(sizes)])], axis=0)
 
 
 def stage_layers(
-    model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None = None
+    model: ModelSpec,
+    pp: int,
+    vpp: int,
+    v_shaped: bool,
+    split: tuple[int, ...] | None = None,
+    before: IntArray | None = None,
 ) -> tuple[IntArray, IntArray]:
     """Layers of each kind on every stage [pp, K], and the stage of every chunk [pp * vpp]."""
     owner = np.array([chunk_owner(c, pp, vpp, v_shaped) for c in range(pp * vpp)], dtype=np.int64)
-    layers = np.zeros((pp, len(model.kinds)), dtype=np.int64)
-    np.add.at(layers, owner, chunk_layers(model, pp, vpp, split))
-    return layers, owner
+    chunks = chunk_layers(model, pp, vpp, split, before)
+    # chunks come in turns of one per stage: a turn in the order of its owners adds one row to every stage
+    turns = [chunks[turn * pp : (turn + 1) * pp][np.argsort(owner[turn * pp : (turn + 1) * pp])] for turn in range(vpp)]
+    return np.sum(turns, axis=0), owner
 
 
 def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
@@ -116,21 +129,28 @@ def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
     return sends, receives
 
 
-def _roles(model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None) -> IntArray:
+def _roles(
+    model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None, before: IntArray
+) -> IntArray:
     """Distinct stages as rows (index, weight, first, last, sends, receives, layers of each kind), by index."""
-    layers, owner = stage_layers(model, pp, vpp, v_shaped, split)
-    stage = np.arange(pp)
+    layers, owner = stage_layers(model, pp, vpp, v_shaped, split, before)
+    position = np.arange(pp)
     sends, receives = _boundaries(owner, pp)
-    contents = np.column_stack([stage == 0, stage == owner[-1], sends, receives, layers]).astype(np.int64)
-    distinct, index, weight = np.unique(contents, axis=0, return_index=True, return_counts=True)
-    roles = np.column_stack([index, weight, distinct])
-    return roles[np.argsort(index)]
+    contents = np.column_stack([position == 0, position == owner[-1], sends, receives, layers]).astype(np.int64)
+    index: dict[tuple[int, ...], int] = {}
+    weight: dict[tuple[int, ...], int] = {}
+    listed: list[list[int]] = contents.tolist()
+    for at, content in enumerate(tuple(stage) for stage in listed):
+        index.setdefault(content, at)
+        weight[content] = weight.get(content, 0) + 1
+    return np.array([(at, weight[content], *content) for content, at in index.items()], dtype=np.int64)
 
 
 def role_table(model: ModelSpec, keys: StageKeys) -> Stages:
     """The roles of every distinct pipeline shape, padded to the longest."""
     shapes = zip(keys.pp.tolist(), keys.vpp.tolist(), keys.v_shaped.tolist(), keys.splits, strict=True)
-    roles = [_roles(model, pp, vpp, v, split) for pp, vpp, v, split in shapes]
+    before = layers_before(model)
+    roles = [_roles(model, pp, vpp, v, split, before) for pp, vpp, v, split in shapes]
     width = max(len(r) for r in roles)
     table = np.stack([np.vstack([r, np.repeat(r[-1:], width - len(r), axis=0)]) for r in roles])
     padding = np.arange(width)[None, :] >= np.array([len(r) for r in roles])[:, None]

@@ -83,38 +83,38 @@ def messages_of(plan: Blueprint, machine: Machine) -> Messages:
 def assembled(plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages) -> StepArrays:
     """The step from the seconds of its kernels and messages."""
     stack = machine.stack
-    turn = turns(plan, kernels, messages, stack)
-    block = plan.block_of_pair[plan.pair_of]
-    candidates = plan.candidates
-    count = np.maximum(candidates.microbatches, 1).astype(np.float64)
-    parts = {name: count * turn.parts[name][block] for name in BLOCK_PARTS}
-    parts["bubble"] = _bubble(plan, turn, block)
+    turn = turns(plan, kernels, messages, stack, machine.cluster)
+    flow, block = plan.flow_of, plan.block_of_flow
+    count = np.maximum(plan.flows.microbatches, 1).astype(np.float64)
+    flowing = {name: count * turn.parts[name][block] for name in BLOCK_PARTS}
+    flowing["bubble"] = _bubble(plan, turn)
+    flowing["host"] += stack.step_host_s
     data, hidden = _data_parallel(plan, turn, messages.state, stack)
-    parts["dp"] = data[plan.pair_of]
     optimizer = plan.optimizer_bytes.max(axis=1) * (stack.optimizer_passes / machine.bandwidth)
-    parts["optimizer"] = optimizer[plan.cell_of_pair[plan.pair_of]]
-    parts["host"] += stack.step_host_s
-    step_s = np.sum(list(parts.values()), axis=0)
-    nodes = np.maximum(candidates.world / machine.cluster.gpus_per_node, 1.0)
-    waiting = stack.straggler * np.log2(nodes) * step_s
-    parts["dp"] = parts["dp"] + waiting
-    overlapped = {axis: count * seconds[block] for axis, seconds in turn.hidden.items()}
+    once = data + optimizer[plan.cell_of_pair]
+    step_s = np.sum(list(flowing.values()), axis=0)[flow] + once[plan.pair_of]
+    nodes = np.maximum(plan.flows.world / machine.cluster.gpus_per_node, 1.0)
+    waiting = (stack.straggler * np.log2(nodes))[flow] * step_s
+    parts = {name: seconds[flow] for name, seconds in flowing.items()}
+    parts["dp"] = data[plan.pair_of] + waiting
+    parts["optimizer"] = optimizer[plan.cell_of_pair][plan.pair_of]
+    overlapped = {axis: (count * seconds[block])[flow] for axis, seconds in turn.hidden.items()}
     return StepArrays(
         parts_s=parts,
         hidden_s=overlapped | {"dp": hidden[plan.pair_of]},
-        pace_stage=turn.pace_stage[block],
+        pace_stage=turn.pace_stage[block][flow],
         step_s=step_s + waiting,
     )
 
 
-def _bubble(plan: Blueprint, turn: Turns, block: IntArray) -> FloatArray:
-    """Idle seconds of filling and draining the pipeline, at the mean stage's pace."""
-    candidates = plan.candidates
+def _bubble(plan: Blueprint, turn: Turns) -> FloatArray:
+    """Idle seconds of filling and draining the pipeline [w], at the mean stage's pace."""
+    flows, block = plan.flows, plan.block_of_flow
     idle = bubble_microbatches(
-        candidates.schedule,
-        candidates.pp,
-        candidates.microbatches,
-        candidates.vpp,
+        flows.schedule,
+        flows.pp,
+        flows.microbatches,
+        flows.vpp,
         turn.mean_forward[block],
         turn.mean_backward[block],
         turn.mean_weight_gradient[block],
