@@ -161,7 +161,7 @@ def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
     partial = partial + stages.first * _partial_elements(model.embedding_tensors, x)[:, None]
     partial = partial + stages.last * _partial_elements(model.final_tensors, x)[:, None]
     one = np.ones_like(c.tp)
-    nbytes = x.workload.gradient_bytes
+    nbytes = x.workload.gradient_bytes / _state_shards(c)[:, None]
     reduce, phase = Collective.ALL_REDUCE, Phase.OPTIMIZER
     copies = np.maximum(c.tp // kv_heads, 1)
     return [
@@ -181,13 +181,18 @@ def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
     ]
 
 
+def _state_shards(c: Candidates) -> IntArray:
+    """Ranks that a gradient is spread over once data parallelism has reduced it [n]."""
+    return np.where(c.zero >= 1, c.zero_shards, 1)
+
+
 def _tied_embedding(x: Scene) -> list[TrafficTerm]:
     """First and last stage sum the gradients of the table they share (Narayanan et al. 2021)."""
     c, stages = x.candidates, x.stages
     if not x.model.tied_tensors:
         return []
     apart = (c.pp > 1)[:, None] & (stages.first ^ stages.last)
-    table = _elements(x.model.tied_tensors, x)[0] * x.workload.gradient_bytes
+    table = _elements(x.model.tied_tensors, x)[0] * x.workload.gradient_bytes / _state_shards(c)
     size = np.where(apart.any(axis=1), 2, 1)
     stride = c.cp * c.tp * np.maximum(c.pp - 1, 1)
     phase, what = Phase.OPTIMIZER, "tied embedding gradients"
@@ -201,9 +206,10 @@ def _scalars(x: Scene) -> list[TrafficTerm]:
     scalar = np.full(len(c), SCALAR_BYTES)
     loss = np.full(len(c), LOSS_BYTES)
     reduce, phase, norm = Collective.ALL_REDUCE, Phase.OPTIMIZER, "gradient norm"
-    shards = np.where(c.zero >= 1, c.zero_shards, 1)
+    shards = _state_shards(c)
     return [
         x.term("dp", reduce, Phase.FORWARD, "loss and token count", c.dp * c.cp, data_stride(c), one, loss),
+        x.term("pp", reduce, Phase.FORWARD, "loss", c.pp, c.cp * c.tp, one, scalar),
         x.term("tp", reduce, phase, norm, c.tp, np.ones_like(c.tp), one, scalar),
         x.term("pp", reduce, phase, norm, c.pp, c.cp * c.tp, one, scalar),
         x.term("dp", reduce, phase, norm, shards, data_stride(c), one, scalar),

@@ -1,0 +1,88 @@
+"""What a live step sends equals what the cost model predicts: every line, calls and bytes, on every rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.stages import stages
+from meshwright.cost.traffic import ledger_entries, training_traffic
+from meshwright.cost.workload import Workload
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
+from meshwright.ledger import TrafficEntry
+from meshwright.models import ModelSpec
+from meshwright.runtime.engine import EngineOptions, build_engine
+from meshwright.runtime.families import family_of
+from meshwright.runtime.launch import Device, run_ranks
+from meshwright.runtime.process_groups import ProcessGroupManager
+from meshwright.runtime.weights import SeededWeights
+
+from .layouts import INTERLEAVED, SEQ, layout
+from .tiny import tiny
+
+FP32 = {"precision": Precision.FP32}
+CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
+    (
+        "llama",
+        {"tie_word_embeddings": True},
+        layout(dp=2, pp=2, tp=2, sequence_parallel=True, zero=1, **FP32),
+    ),
+    ("llama", {}, layout(dp=2, pp=2, **INTERLEAVED, **FP32)),
+    ("qwen3", {}, layout(tp=4, recompute=Recompute.FULL, recompute_every=2, **FP32)),
+    ("gemma3_text", {}, layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL, **FP32)),
+    ("gpt2", {}, layout(tp=2, pp=2, sequence_parallel=True, **FP32)),
+    ("llama", {}, layout(dp=2, zero=3, **FP32)),
+    ("phi3", {}, layout(dp=4, zero=2, zero_shards=2, **FP32)),
+]
+
+
+def record_a_step(model: Any, config: HybridParallelConfig) -> tuple[int, tuple[TrafficEntry, ...]]:
+    groups = ProcessGroupManager(config, Device("cpu", "gloo"))
+    source = SeededWeights(model, family_of(model), 0)
+    engine = build_engine(config, model, groups, source, EngineOptions(seq=SEQ))
+    tokens = torch.randint(0, 90, (config.global_batch // config.dp, SEQ))
+    engine.step(tokens, tokens)
+    groups.recorder.reset()
+    engine.step(tokens, tokens)
+    return groups.axis("pp").rank, groups.recorder.traffic()
+
+
+def predicted(model: Any, config: HybridParallelConfig) -> dict[int, tuple[TrafficEntry, ...]]:
+    spec = ModelSpec.from_config(model.to_dict())
+    candidates = Candidates.from_configs([config])
+    split = stages(spec, candidates)
+    terms = training_traffic(spec, Workload(seq=SEQ), candidates, split, unit_keys(candidates))
+    roles = [role for role in range(split.index.shape[1]) if split.weight[0, role]]
+    return {int(split.index[0, role]): ledger_entries(terms, 0, role) for role in roles}
+
+
+def lines(entries: tuple[TrafficEntry, ...]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    return {(e.axis, e.collective, e.phase, e.what): (e.group_size, e.calls, e.total_bytes) for e in entries}
+
+
+@pytest.mark.parametrize(("family", "changes", "config"), CASES)
+def test_recorded_ledger_equals_the_predicted_one(family: str, changes: dict[str, Any], config: HybridParallelConfig):
+    model = tiny(family, **changes)
+    expected = predicted(model, config)
+    recorded = run_ranks(config.world_size, record_a_step, model, config)
+    assert len(recorded) == config.world_size
+    for stage, entries in recorded:
+        assert lines(entries) == lines(expected[stage])
+
+
+def test_a_recorder_that_is_switched_off_records_nothing():
+    assert run_ranks(2, record_switched_off) == [(), ()]
+
+
+def record_switched_off() -> tuple[TrafficEntry, ...]:
+    config = layout(tp=2, **FP32)
+    groups = ProcessGroupManager(config, Device("cpu", "gloo"))
+    groups.recorder.enabled = False
+    model = tiny()
+    engine = build_engine(config, model, groups, SeededWeights(model, family_of(model), 0), EngineOptions(seq=SEQ))
+    tokens = torch.randint(0, 90, (config.global_batch, SEQ))
+    engine.step(tokens, tokens)
+    return groups.recorder.traffic()
