@@ -21,6 +21,7 @@ class Stack:
     frameworks: tuple[str, ...] = ()  # words by which a framework's name is recognised (lower case)
     rank_order: str = "tp-cp-ep-dp-pp"  # innermost axis first (Megatron-core's default order)
     splits_by_cost: bool = False  # cuts layers into stages by their weights and the head's, not by number
+    gradient_bytes: int = 4  # of an accumulated gradient, where nothing else is said
     # kernels
     attention: str = "flash2"  # kernel generation used where the workload asks for flash attention
     fused_projections: bool = True  # q, k, v (and gate, up) run as one product
@@ -36,6 +37,9 @@ class Stack:
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
     boundary_host_s: float = 0.0002  # fixed time per message over a stage boundary
+    pipelined_tp_host_s: float = 0.0  # per layer pass and tp rank, where a pipeline leaves the fast domain
+    stall_s: float = 0.0  # per microbatch, from `stall_nodes` nodes on
+    stall_nodes: int = 1_000_000
     # overlap: the share of a collective that may run behind compute
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass

@@ -15,6 +15,7 @@ from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
 from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
 from meshwright.cost.stack import Stack
+from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Recompute
 from meshwright.ledger import Phase
 from meshwright.models.spec import MoeMlp
@@ -59,7 +60,7 @@ class Messages:
     state: StateCommunication
 
 
-def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack) -> Turns:
+def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, cluster: Cluster) -> Turns:
     """Every block's turns."""
     names, table = _unit_table(plan, kernels, messages, stack)
     sums = plan.holds[plan.shape_of_block] @ table[plan.unit_of_block]
@@ -74,7 +75,8 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack) -
         exposed[axis] = exposed[axis] + bare if axis in exposed else bare
         hidden[axis] = hidden[axis] + behind if axis in hidden else behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
-    host = np.maximum(at["host"] - device, 0.0) + _fixed_seconds(plan, stack)
+    busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
+    host = np.maximum(busy_host - device, 0.0) + _fixed_seconds(plan, stack, cluster)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
     rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
@@ -136,12 +138,26 @@ def _unit_table(
     return tuple(table), np.stack(list(table.values()), axis=2)
 
 
-def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
-    """What every turn costs whatever it computes [b, S]: the microbatch loop, and messages over stage boundaries."""
-    shape = plan.shape_of_block
+def _fixed_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
+    """What every turn costs whatever it computes [b, S]: the microbatch loop, messages over stage boundaries, and the
+    stalls that some software shows at scale."""
+    shape, blocks = plan.shape_of_block, plan.blocks
     messages = (plan.stages.sends + plan.stages.receives)[shape].astype(np.float64)
-    chunks = plan.blocks.vpp[:, None].astype(np.float64)
-    return stack.microbatch_host_s * chunks + stack.boundary_host_s * messages
+    chunks = blocks.vpp.astype(np.float64)
+    stalled = blocks.world >= stack.stall_nodes * cluster.gpus_per_node
+    turn = stack.microbatch_host_s * chunks + np.where(stalled, stack.stall_s, 0.0)
+    return turn[:, None] + stack.boundary_host_s * messages
+
+
+def _contended_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
+    """Host time by which tensor-parallel ranks wait for each other in every layer [b, S] where a pipeline's messages
+    over the network keep their processors busy."""
+    blocks = plan.blocks
+    apart = (blocks.pp > 1) & (blocks.tp > 1) & (blocks.world > cluster.domain)
+    full = blocks.recompute == RECOMPUTES.index(Recompute.FULL)
+    passes = 2.0 + np.where(full, 1.0 / blocks.recompute_every, 0.0)
+    layers = plan.stages.layers.sum(axis=2)[plan.shape_of_block]
+    return layers * (np.where(apart, stack.pipelined_tp_host_s, 0.0) * blocks.tp * passes)[:, None]
 
 
 def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
