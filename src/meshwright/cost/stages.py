@@ -13,6 +13,7 @@ each out once, and `stages` gathers.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -79,46 +80,40 @@ def stage_keys(candidates: Candidates, stretches: Runs | None = None) -> StageKe
         splits = np.array([split_of.setdefault(s, len(split_of)) for s in rows.splits], dtype=np.int64)
     first, inverse = distinct([rows.pp, rows.vpp, is_v_shaped(rows), splits])
     known = list(split_of)
+    chosen: list[int] = splits[first].tolist()
     return StageKeys(
         pp=rows.pp[first],
         vpp=rows.vpp[first],
         v_shaped=is_v_shaped(rows)[first],
-        splits=tuple(known[i] for i in splits[first].tolist()),
+        splits=tuple(known[i] for i in chosen),
         inverse=inverse if stretches is None else inverse[stretches.of_row],
     )
 
 
-def layers_before(model: ModelSpec) -> IntArray:
-    """Layers of each kind before every layer of the model, and in all [L + 1, K]."""
-    one_hot = np.eye(len(model.kinds), dtype=np.int64)[np.array(model.pattern, dtype=np.int64)]
-    return np.vstack([np.zeros((1, one_hot.shape[1]), dtype=np.int64), np.cumsum(one_hot, axis=0)])
-
-
-def chunk_layers(
-    model: ModelSpec, pp: int, vpp: int, split: tuple[int, ...] | None, before: IntArray | None = None
-) -> IntArray:
-    """Layers of each kind in each chunk, in model order [chunks, K]; `before` is `layers_before` where at hand."""
-    sizes = split or even_split(model.num_layers, pp * vpp)
-    if len(sizes) != pp * vpp or sum(sizes) != model.num_layers:
-        raise ValueError(f"layer split {sizes} does not place {model.num_layers} layers in {pp * vpp} chunks")
-    prefix = layers_before(model) if before is None else before
-    return np.diff(prefix[np.concatenate([[0], np.cumsum(sizes)])], axis=0)
+def chunk_layers(pattern: tuple[int, ...], kinds: int, pp: int, vpp: int, split: tuple[int, ...] | None) -> IntArray:
+    """Layers of each kind in each chunk, in model order [chunks, K]."""
+    sizes = split or even_split(len(pattern), pp * vpp)
+    if len(sizes) != pp * vpp or sum(sizes) != len(pattern):
+        raise ValueError(f"layer split {sizes} does not place {len(pattern)} layers in {pp * vpp} chunks")
+    one_hot = np.eye(kinds, dtype=np.int64)[np.array(pattern, dtype=np.int64)]
+    before = np.vstack([np.zeros((1, kinds), dtype=np.int64), np.cumsum(one_hot, axis=0)])
+    return np.diff(before[np.concatenate([[0], np.cumsum(sizes)])], axis=0)
 
 
 def stage_layers(
-    model: ModelSpec,
-    pp: int,
-    vpp: int,
-    v_shaped: bool,
-    split: tuple[int, ...] | None = None,
-    before: IntArray | None = None,
+    model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None = None
 ) -> tuple[IntArray, IntArray]:
     """Layers of each kind on every stage [pp, K], and the stage of every chunk [pp * vpp]."""
+    return _layers_and_owners(model.pattern, len(model.kinds), pp, vpp, v_shaped, split)
+
+
+def _layers_and_owners(
+    pattern: tuple[int, ...], kinds: int, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None
+) -> tuple[IntArray, IntArray]:
     owner = np.array([chunk_owner(c, pp, vpp, v_shaped) for c in range(pp * vpp)], dtype=np.int64)
-    chunks = chunk_layers(model, pp, vpp, split, before)
-    # chunks come in turns of one per stage: a turn in the order of its owners adds one row to every stage
-    turns = [chunks[turn * pp : (turn + 1) * pp][np.argsort(owner[turn * pp : (turn + 1) * pp])] for turn in range(vpp)]
-    return np.sum(turns, axis=0), owner
+    layers = np.zeros((pp, kinds), dtype=np.int64)
+    np.add.at(layers, owner, chunk_layers(pattern, kinds, pp, vpp, split))
+    return layers, owner
 
 
 def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
@@ -129,11 +124,13 @@ def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
     return sends, receives
 
 
+@lru_cache(maxsize=8192)
 def _roles(
-    model: ModelSpec, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None, before: IntArray
+    pattern: tuple[int, ...], kinds: int, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None
 ) -> IntArray:
-    """Distinct stages as rows (index, weight, first, last, sends, receives, layers of each kind), by index."""
-    layers, owner = stage_layers(model, pp, vpp, v_shaped, split, before)
+    """Distinct stages as rows (index, weight, first, last, sends, receives, layers of each kind), by index. Cached: a
+    search asks for the same few shapes in every chunk."""
+    layers, owner = _layers_and_owners(pattern, kinds, pp, vpp, v_shaped, split)
     position = np.arange(pp)
     sends, receives = _boundaries(owner, pp)
     contents = np.column_stack([position == 0, position == owner[-1], sends, receives, layers]).astype(np.int64)
@@ -149,8 +146,7 @@ def _roles(
 def role_table(model: ModelSpec, keys: StageKeys) -> Stages:
     """The roles of every distinct pipeline shape, padded to the longest."""
     shapes = zip(keys.pp.tolist(), keys.vpp.tolist(), keys.v_shaped.tolist(), keys.splits, strict=True)
-    before = layers_before(model)
-    roles = [_roles(model, pp, vpp, v, split, before) for pp, vpp, v, split in shapes]
+    roles = [_roles(model.pattern, len(model.kinds), pp, vpp, v, split) for pp, vpp, v, split in shapes]
     width = max(len(r) for r in roles)
     table = np.stack([np.vstack([r, np.repeat(r[-1:], width - len(r), axis=0)]) for r in roles])
     padding = np.arange(width)[None, :] >= np.array([len(r) for r in roles])[:, None]
