@@ -33,7 +33,7 @@ demo: $(STAMP)
 
 ## make test             the whole test suite
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 ## make lint             ruff, pyright (strict where there is no torch), import-linter with the table of docs/design.md
 lint: $(STAMP)

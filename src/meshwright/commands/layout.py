@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -9,15 +10,20 @@ import typer
 from meshwright.commands import options as o
 from meshwright.commands import output
 from meshwright.commands.inputs import config_of, load_cluster, load_model, needed
-from meshwright.cost.estimate import Estimate
+from meshwright.cost.workload import Workload
 from meshwright.hardware import Cluster, segment
 from meshwright.layout.config import HybridParallelConfig
+from meshwright.ledger import TrafficEntry
+from meshwright.models import ModelSpec
 
 NODES_OF_8 = "h100-sxm"
 """Whose nodes are drawn where no cluster is named."""
 
 Order = Annotated[
     str, typer.Option("--order", help="default, vllm, megatron, or a Megatron order string like tp-cp-ep-dp-pp.")
+]
+OptionalPlan = Annotated[
+    str | None, typer.Argument(metavar="[PLAN]", help="A plan file; sizes given as options replace its own.")
 ]
 OptionalModel = Annotated[
     str | None,
@@ -27,6 +33,7 @@ OptionalModel = Annotated[
 
 
 def layout(
+    plan: OptionalPlan = None,
     dp: o.Dp = None,
     tp: o.Tp = None,
     pp: o.Pp = None,
@@ -52,31 +59,55 @@ def layout(
     from meshwright.layout.grid import rank_layout
     from meshwright.report.layout_tables import layout_document, layout_report
 
-    config = config_of(
-        HybridParallelConfig(), dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, expert_tp=expert_tp, vpp=vpp,
-        micro_batch=micro_batch, global_batch=global_batch, zero=zero, zero_shards=zero_shards,
-        schedule=schedule, sequence_parallel=sp,
-    )  # fmt: skip
-    placed = rank_layout(config, order)
-    machine = load_cluster(cluster or NODES_OF_8, gpus_per_node=gpus_per_node)
-    domain = segment(machine, config.world_size)
-    patterns = communication_patterns(placed, domain=domain)
-    if model is not None:
-        estimate = priced(config, model, needed("--seq", seq, 8192), machine)
-        patterns = with_ledger(
-            patterns, max(estimate.traffic.values(), key=lambda lines: sum(e.total_bytes for e in lines))
-        )
-    if as_json:
-        output.show_json(layout_document(placed, patterns, machine.gpus_per_node, domain))
+    given = {
+        "dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "expert_tp": expert_tp, "vpp": vpp,
+        "micro_batch": micro_batch, "global_batch": global_batch, "zero": zero, "zero_shards": zero_shards,
+        "schedule": schedule, "sequence_parallel": sp,
+    }  # fmt: skip
+    if plan is None:
+        config = config_of(HybridParallelConfig(), **given)
+        machine = load_cluster(cluster or NODES_OF_8, gpus_per_node=gpus_per_node)
+        ledger = None if model is None else ledger_of(config, model, needed("--seq", seq, 8192), machine)
     else:
-        output.show(layout_report(placed, patterns, machine.gpus_per_node, domain))
+        config, machine, ledger = planned(plan, cluster, gpus_per_node, seq, given)
+    placed = rank_layout(config, order)
+    reach = segment(machine)
+    patterns = communication_patterns(placed, domain=reach)
+    patterns = patterns if ledger is None else with_ledger(patterns, ledger)
+    if as_json:
+        output.show_json(layout_document(placed, patterns, machine.gpus_per_node, reach))
+    else:
+        output.show(layout_report(placed, patterns, machine.gpus_per_node, reach))
 
 
-def priced(config: HybridParallelConfig, model: str, seq: int, cluster: Cluster) -> Estimate:
-    """The estimate whose ledger fills in calls and bytes."""
-    from meshwright.cost.evaluate import estimate
-    from meshwright.cost.workload import Workload
+def ledger_of(config: HybridParallelConfig, model: str, seq: int, cluster: Cluster) -> tuple[TrafficEntry, ...]:
+    """What a rank of the busiest stage sends and receives, for the calls and bytes of every axis."""
     from meshwright.hardware import resize
 
-    sized = resize(cluster, gpus=config.world_size)
-    return estimate(load_model(model), sized, Workload(seq=seq), config)
+    return busiest(load_model(model), resize(cluster, gpus=config.world_size), Workload(seq=seq), config)
+
+
+def planned(
+    path: str, cluster: str | None, gpus_per_node: int | None, seq: int | None, given: Mapping[str, object]
+) -> tuple[HybridParallelConfig, Cluster, tuple[TrafficEntry, ...]]:
+    """Configuration, machine and ledger of a plan file with the options given laid over it."""
+    from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, job_of_plan
+    from meshwright.plan import Plan
+
+    read = Plan.read(path)
+    config = config_of(read.parallel, **given)
+    world = None if config.world_size == read.parallel.world_size and cluster is None else config.world_size
+    job = job_of_plan(read, ClusterOptions(cluster, gpus=world, gpus_per_node=gpus_per_node), WorkloadOptions(seq))
+    return config, job.cluster, busiest(job.model, job.cluster, job.workload, config)
+
+
+def busiest(
+    model: ModelSpec, cluster: Cluster, workload: Workload, config: HybridParallelConfig
+) -> tuple[TrafficEntry, ...]:
+    """The ledger of the stage that moves most."""
+    from meshwright.cost.evaluate import estimate
+    from meshwright.planner.legality import check
+
+    check(config, model, cluster, workload.seq)
+    traffic = estimate(model, cluster, workload, config).traffic
+    return max(traffic.values(), key=lambda lines: sum(entry.total_bytes for entry in lines))

@@ -26,7 +26,15 @@ def console(stderr: bool = False) -> Console:
 
 
 def show(renderable: RenderableType, *, stderr: bool = False) -> None:
-    console(stderr).print(renderable)
+    """Print; into a file or pipe without the spaces that fill a window's lines."""
+    target = console(stderr)
+    if target.is_terminal:
+        target.print(renderable)
+        return
+    with target.capture() as captured:
+        target.print(renderable)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    target.file.write("\n".join(lines) + "\n")
 
 
 def show_json(document: object) -> None:

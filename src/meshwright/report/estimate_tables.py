@@ -52,7 +52,8 @@ def config_line(config: HybridParallelConfig) -> str:
         words.insert(0, f"ep {config.ep}" + (f" x expert-tp {config.expert_tp}" if config.expert_tp > 1 else ""))
     if config.pp > 1:
         words.append(config.schedule.value + (f" (vpp {config.vpp})" if config.vpp > 1 else ""))
-    words.append(zero_word(config))
+    if config.dp * config.cp > 1:
+        words.append(zero_word(config))
     words.append(recompute_word(config))
     if config.sequence_parallel:
         words.append("sequence parallel")

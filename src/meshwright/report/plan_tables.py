@@ -69,7 +69,10 @@ def nothing_fits_report(heading: str, found: SearchResult, missing: Shortfall) -
 def search_line(found: SearchResult) -> str:
     counts = found.counts
     return (
-        f"{whole(counts.evaluated)} legal configurations evaluated in {seconds(counts.seconds)}, "
+        f"{whole(counts.enumerated)} legal configurations, {whole(counts.evaluated)} of them priced in "
+        f"{seconds(counts.seconds)} (a lower bound rules out the others), {whole(counts.feasible)} of these fit"
+        if counts.evaluated < counts.enumerated
+        else f"{whole(counts.evaluated)} legal configurations priced in {seconds(counts.seconds)}, "
         f"{whole(counts.feasible)} fit"
     )
 
@@ -166,7 +169,7 @@ def short_config(config: HybridParallelConfig) -> str:
         if axis in ("dp", "pp", "tp") or getattr(config, axis) > 1
     ]
     schedule, micro_batch, zero, recompute, _ = how_it_runs(config)
-    words = [*sizes, f"mb{micro_batch}", f"ZeRO-{zero}"]
+    words = [*sizes, f"mb{micro_batch}", *([f"ZeRO-{zero}"] if config.dp * config.cp > 1 else [])]
     words += [schedule] if schedule != "-" else []
     words += [f"recompute {recompute}"] if recompute != "-" else []
     words += ["sp"] if config.sequence_parallel else []

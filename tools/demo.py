@@ -1,0 +1,48 @@
+"""`make demo`: the main job on real input - plan Llama-3.1-70B on 64 H100, then look at the plan from every side.
+
+Each command is printed as a user would type it, runs in its own process, and must succeed. Writes build/plan.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BUILD = Path("build")
+PLAN = str(BUILD / "plan.yaml")
+JOB = ["llama-3.1-70b", "--cluster", "h100-sxm", "--nodes", "8", "--seq", "8192", "--global-batch", "512"]
+
+
+def meshwright(*arguments: str, quiet: bool = False) -> str:
+    """Run one command, show it, and stop the demo where it fails."""
+    print(f"\n$ meshwright {' '.join(arguments)}", flush=True)
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "meshwright", *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if not quiet:
+        print(done.stdout, end="")
+    print(f"({time.monotonic() - start:.1f} s)", flush=True)
+    if done.returncode:
+        sys.exit(f"demo: the command above ended with {done.returncode}")
+    return done.stdout
+
+
+def main() -> None:
+    BUILD.mkdir(exist_ok=True)
+    start = time.monotonic()
+    meshwright("plan", *JOB, "-o", PLAN)
+    document = json.loads(meshwright("plan", *JOB, "--json", quiet=True))
+    best = document["plans"][0]
+    print(f"  the same as JSON: {sorted(best)}; searched {document['search']}")
+    meshwright("estimate", PLAN)
+    meshwright("layout", PLAN)
+    meshwright("scale", *JOB[:3], *JOB[5:7], "--global-batch", "2048", "--gpus", "64..4096", "--weak")
+    print(f"\ndemo: all commands succeeded in {time.monotonic() - start:.0f} s; the plan is in {PLAN}")
+
+
+if __name__ == "__main__":
+    main()
