@@ -6,10 +6,7 @@ backwards over the stages, so that the first and the last chunk meet on stage 0 
 
 from __future__ import annotations
 
-from meshwright.layout.config import Schedule
-
-V_SHAPED: frozenset[Schedule] = frozenset({Schedule.ZBV, Schedule.DUALPIPEV})
-"""Schedules that place two chunks per stage in a V."""
+from meshwright.layout.config import V_SHAPED, Schedule
 
 
 def is_v_shaped(schedule: Schedule) -> bool:
@@ -28,3 +25,6 @@ def chunk_owner(chunk: int, pp: int, vpp: int, v_shaped: bool) -> int:
 def chunks_of_stage(stage: int, pp: int, vpp: int, v_shaped: bool) -> tuple[int, ...]:
     """The chunks that a stage holds, in model order."""
     return tuple(c for c in range(pp * vpp) if chunk_owner(c, pp, vpp, v_shaped) == stage)
+
+
+__all__ = ["V_SHAPED", "chunk_owner", "chunks_of_stage", "is_v_shaped"]
