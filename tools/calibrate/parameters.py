@@ -118,13 +118,13 @@ class Parameter:
         return float(r.low + (r.high - r.low) / (1 + np.exp(-free)))
 
 
-def current(parameter: Parameter) -> float:
-    """The value that the data files hold now."""
+def current(parameter: Parameter, fitted: bool = False) -> float:
+    """The value that the data files hold: the assumed one (the prior of the fit), or the one fitted last."""
     if parameter.kind == "device":
-        return _get(device_for(parameter.owner), parameter.field)
+        return _get(device_for(parameter.owner, fitted), parameter.field)
     if parameter.kind == "stack":
-        return float(getattr(stacks()[parameter.owner], parameter.field))
-    return float(getattr(network(), parameter.field))
+        return float(getattr(stacks(fitted)[parameter.owner], parameter.field))
+    return float(getattr(network(fitted), parameter.field))
 
 
 def _get(device: Device, name: str) -> float:

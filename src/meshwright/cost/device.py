@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from meshwright.cost.collectives import Network
+from meshwright.cost.fitted import evidence, fitted_values
 from meshwright.hardware.spec import Accelerator
 from meshwright.layout.config import Precision
 
@@ -54,27 +55,35 @@ def _traits(name: str) -> dict[str, Any]:
     own = dict(_tables()[name])
     base = own.pop("base", None)
     inherited = _traits(base) if base else {}
-    attention = {**inherited.get("attention", {}), **own.get("attention", {})}
+    default = Device().attention
+    attention = {**inherited.get("attention", default), **own.get("attention", {})}
     merged = {**inherited, **own}
     return {**merged, "attention": attention} if attention else merged
 
 
 @cache
-def device_for(architecture: str) -> Device:
-    """The constants of an architecture; the generic ones where the file has no entry for it."""
+def device_for(architecture: str, fitted: bool = True) -> Device:
+    """The constants of an architecture, fitted ones over assumed; the generic ones where the file has no entry."""
     name = architecture if architecture in _tables() and architecture != "network" else "generic"
     traits = _traits(name)
+    found = fitted_values("device", name) if fitted else {}
+    kernels = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("attention.")}
+    traits |= {key: value for key, value in found.items() if not key.startswith("attention.")}
+    if kernels:
+        traits["attention"] = {**traits.get("attention", Device().attention), **kernels}
     if unknown := set(traits) - {f.name for f in fields(Device)}:
         raise ValueError(f"devices.toml: unknown constants {sorted(unknown)} of {name}")
     if "tiles" in traits:
         traits["tiles"] = tuple((int(m), int(n)) for m, n in traits["tiles"])
-    return Device(name=name, **{key: value for key, value in traits.items() if key != "name"})
+    sources = {**traits.pop("sources", {}), **(evidence("device", name) if fitted else {})}
+    return Device(name=name, sources=sources, **{key: value for key, value in traits.items() if key != "name"})
 
 
 @cache
-def network() -> Network:
+def network(fitted: bool = True) -> Network:
     """The constants of the network."""
-    traits = {key: value for key, value in _tables()["network"].items() if key != "sources"}
+    traits: dict[str, Any] = {key: value for key, value in _tables()["network"].items() if key != "sources"}
+    traits |= fitted_values("network", "network") if fitted else {}
     return Network(**traits)
 
 

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
+from meshwright.cost.fitted import evidence, fitted_values
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -72,8 +74,8 @@ class Stack:
 
 
 @cache
-def stacks() -> dict[str, Stack]:
-    """Every stack of the data file by name; entries inherit from the one they name under `base`."""
+def stacks(fitted: bool = True) -> dict[str, Stack]:
+    """Every stack of the data file by name: its own traits over those of its `base`, fitted ones over assumed."""
     raw: dict[str, dict[str, Any]] = tomllib.loads(
         files("meshwright.cost").joinpath("data/stacks.toml").read_text(encoding="utf-8")
     )
@@ -87,6 +89,10 @@ def stacks() -> dict[str, Stack]:
         words = cast(list[str], own.get("frameworks", []))
         notes = cast(dict[str, str], inherited.get("sources", {})) | cast(dict[str, str], own.get("sources", {}))
         resolved[name] = inherited | own | {"frameworks": tuple(words), "name": name, "sources": notes}
+    if fitted:
+        for name, traits in resolved.items():
+            traits.update(fitted_values("stack", name))
+            traits["sources"] = traits["sources"] | evidence("stack", name)
     return {name: Stack(**traits) for name, traits in resolved.items()}
 
 
