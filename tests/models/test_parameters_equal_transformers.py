@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from meshwright.models import CatalogueEntry, ModelSpec, TensorSpec, catalogue, load
+from meshwright.models.families.kin import TRAITS
 
 pytest.importorskip("transformers")
 
@@ -152,11 +153,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16, "swa_v_head_dim": 8}
     | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]}
     | {"n_shared_experts": None, "hybrid_layer_pattern": [0, 1, 1, 0], "moe_layer_freq": [0, 1, 1, 1]},
+    "glm-4.7-flash": GATED
+    | MLA
+    | {"model_type": "glm4_moe_lite", "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    | {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "cohere-qk-norm": GATED | {"model_type": "cohere", "num_key_value_heads": 2, "use_qk_norm": True},
+    "arcee-biases": GATED | {"model_type": "arcee", "num_key_value_heads": 2, "mlp_bias": True, "attention_bias": True},
+    "seed-oss-all-biases": GATED
+    | {"model_type": "seed_oss", "num_key_value_heads": 2, "attention_out_bias": True, "mlp_bias": True},
+    "ernie-biases": GATED | {"model_type": "ernie4_5", "num_key_value_heads": 2, "use_bias": True},
+    "phimoe-head-bias": GATED
+    | {"model_type": "phimoe", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | {"attention_bias": True, "lm_head_bias": True},
     "phi-3-grouped": GATED | {"model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0},
     "gpt-oss-no-bias": GATED
     | {"model_type": "gpt_oss", "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}
     | {"num_experts_per_tok": 2, "attention_bias": False, "sliding_window": 16},
 }
+
+
+@pytest.mark.parametrize("family", sorted(TRAITS))
+def test_tensors_of_llamas_kin_equal_those_of_transformers(family: str) -> None:
+    config = GATED | {"model_type": family, "num_key_value_heads": 2, "pad_token_id": 0}
+    if TRAITS[family].experts:
+        config |= {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    assert_same_tensors(ModelSpec.from_config(config), config)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -24,7 +24,6 @@ from meshwright.models.families.moe import expert_sizes
 from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec, Part, TensorSpec
 
-
 GELU = "gelu_pytorch_tanh"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from meshwright.models.families import deepseek_v4, gemma, gpt, hybrid, llama, mla, moe
+from meshwright.models.families import deepseek_v4, gemma, gpt, hybrid, kin, llama, mla, moe
 from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec
 
@@ -56,4 +56,6 @@ FAMILIES: dict[str, Recipe] = {
     "qwen3_5_moe_text": hybrid.qwen3_5,
     "nemotron_h": hybrid.nemotron_h,
     "kimi_linear": hybrid.kimi_linear,
+    "glm4_moe_lite": mla.deepseek,
+    **kin.RECIPES,
 }
