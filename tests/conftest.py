@@ -1,4 +1,5 @@
-"""What several test files share: running the command line in this process."""
+"""What several test files share: running the command line in this process; hypothesis without a deadline, because
+tests share their machine with other work."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def test_how_the_step_is_run_changes_the_words():
     assert moe["expert_dp"].group_size == 2
 
 
+def test_gradients_are_reduced_over_context_parallel_ranks_too():
+    found = {p.axis: p for p in communication_patterns(HybridParallelConfig(dp=2, cp=4, tp=2))}
+    assert (found["dp"].groups, found["dp"].group_size) == (2, 8)
+
+
 def test_other_orders_move_axes_between_links():
     config = HybridParallelConfig(dp=4, pp=4, tp=2)
     default = {p.axis: p for p in communication_patterns(config, domain=8)}

@@ -13,7 +13,7 @@ from meshwright.layout import HybridParallelConfig, rank_layout
 
 ORDERS = ("default", "megatron", "tp-ep-cp-dp-pp", "ep-tp-cp-dp-pp")
 PARTITIONS = (
-    *("dp", "pp", "cp", "tp", "dp_cp", "tp_cp", "tp_dp", "dp_cp_tp", "model", "dp_shard", "dp_replicate"),
+    *("dp", "pp", "cp", "tp", "dp_cp", "tp_cp", "tp_dp", "dp_cp_tp", "model", "zero_shard", "zero_replica"),
     *("ep", "expert_tp", "expert_dp", "ep_expert_tp"),
 )
 
@@ -104,8 +104,8 @@ def test_embedding_group_is_first_and_last_stage():
 
 def test_hybrid_sharding_cuts_replicas_into_neighbours():
     layout = rank_layout(HybridParallelConfig(dp=4, cp=2, tp=2, zero=3, zero_shards=4))
-    assert layout.groups("dp_shard")[0].tolist() == [0, 2, 4, 6]
-    assert layout.groups("dp_replicate")[0].tolist() == [0, 8]
+    assert layout.groups("zero_shard")[0].tolist() == [0, 2, 4, 6]
+    assert layout.groups("zero_replica")[0].tolist() == [0, 8]
 
 
 @given(configs(), st.data())

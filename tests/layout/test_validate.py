@@ -62,6 +62,27 @@ def test_rules_name_what_they_ask_of_the_model(facts: ModelFacts, fields: dict[s
         validate(HybridParallelConfig(**fields), facts)
 
 
+def test_rules_hold_at_their_edges_and_break_one_step_beyond():
+    """Configs that a rule just allows, each with its nearest neighbour that the rule forbids."""
+    interleaved = {"pp": 4, "vpp": 2, "schedule": "interleaved-1f1b", "dp": 3}
+    for facts, allowed, forbidden in (
+        (LLAMA, {"pp": 32}, {"pp": 33}),
+        (LLAMA, interleaved | {"pp": 16, "global_batch": 48}, interleaved | {"pp": 32, "global_batch": 96}),
+        (ModelFacts(seq=24), {"cp": 4}, {"cp": 8}),
+        (
+            ModelFacts(seq=24),
+            {"cp": 3, "tp": 8, "sequence_parallel": True},
+            {"cp": 3, "tp": 3, "sequence_parallel": True},
+        ),
+        (LLAMA, interleaved | {"global_batch": 24}, interleaved | {"global_batch": 27}),
+        (LLAMA, interleaved | {"dp": 4, "global_batch": 16}, interleaved | {"dp": 4, "global_batch": 8}),
+        (MOE, {"dp": 128, "ep": 128}, {"dp": 256, "ep": 256}),
+    ):
+        validate(HybridParallelConfig(**allowed), facts)
+        with pytest.raises(InputError):
+            validate(HybridParallelConfig(**forbidden), facts)
+
+
 def test_key_value_heads_may_be_fewer_than_tp():
     validate(HybridParallelConfig(tp=32), LLAMA)
     validate(HybridParallelConfig(tp=4), LLAMA)

@@ -55,7 +55,7 @@ def _lookup(known: Mapping[str, T], aliases: Mapping[tuple[str, str], str], sect
         return known[key]
     kind = section.removesuffix("s")
     hint = suggestion(key, known) or f"; known: {', '.join(sorted(known))}"
-    raise InputError(f"unknown {kind} {name!r}{hint}")
+    raise InputError(f"unknown {kind} {name[:60]!r}{hint}")
 
 
 @cache

@@ -4,7 +4,7 @@ In: a `HybridParallelConfig` and the name of an order ('default', 'vllm', or a M
 'tp-cp-ep-dp-pp'). Out: a `RankLayout`. Everything is NumPy: 100,000 ranks take milliseconds.
 
 Group names: dp, pp, cp, tp; combinations of them joined by '-' or '_' (dp_cp, tp_cp, tp_dp); model (tp x pp: one copy
-of the weights); ep, expert_tp, expert_dp, ep_expert_tp; embedding (first and last stage); dp_shard and dp_replicate
+of the weights); ep, expert_tp, expert_dp, ep_expert_tp; embedding (first and last stage); zero_shard and zero_replica
 (the two levels of HSDP).
 """
 
@@ -117,12 +117,12 @@ class RankLayout:
         if name == "embedding":
             stages = self.dense.groups("pp")
             return stages[:, [0, -1]] if self.config.pp > 1 else stages
-        if name in ("dp_shard", "dp_replicate"):
+        if name in ("zero_shard", "zero_replica"):
             return self._sharded_groups(name)
         if name == "model":
             return self.dense.groups("pp", "tp")
         axes = _axes_of(name)
-        known = (*self.dense.axes, *EXPERT_AXES[1:], "dp_cp", "model", "embedding", "dp_shard", "dp_replicate")
+        known = (*self.dense.axes, *EXPERT_AXES[1:], "dp_cp", "model", "embedding", "zero_shard", "zero_replica")
         if any(axis not in known for axis in axes):
             raise InputError(f"no group {name!r}{suggestion(name, known)}; groups are {', '.join(known)}")
         grid = self.expert if any(a in EXPERT_AXES[1:] for a in axes) else self.dense
@@ -135,7 +135,7 @@ class RankLayout:
         replicas = self.groups("dp_cp")
         shards = self.config.zero_shards or replicas.shape[1]
         runs = replicas.reshape(len(replicas), -1, shards)
-        return runs.reshape(-1, shards) if name == "dp_shard" else runs.transpose(0, 2, 1).reshape(-1, runs.shape[1])
+        return runs.reshape(-1, shards) if name == "zero_shard" else runs.transpose(0, 2, 1).reshape(-1, runs.shape[1])
 
     def group_of(self, rank: int, name: str) -> RankArray:
         """The ranks of the group that `rank` is in (empty: it is in none, as a middle stage for 'embedding')."""
@@ -163,9 +163,9 @@ def rank_layout(config: HybridParallelConfig, order: str = "default") -> RankLay
         return _megatron(config, MEGATRON)
     if "-" in name or name in ("tp", "cp", "ep", "dp", "pp"):
         return _megatron(config, name)
+    hint = suggestion(name, ("default", "megatron", "vllm"))
     raise InputError(
-        f"unknown rank order {order!r}{suggestion(name, ('default', 'megatron', 'vllm'))}; choose default, megatron, "
-        f"vllm or a Megatron order string such as {MEGATRON}"
+        f"unknown rank order {order[:60]!r}{hint}; choose default, megatron, vllm or an order string like {MEGATRON}"
     )
 
 
@@ -204,6 +204,7 @@ def _megatron(config: HybridParallelConfig, order: str) -> RankLayout:
     """Megatron-core: an order string lists axes innermost first; dense and expert layers each get a grid of their own
     from it (dense without ep; expert with tp = expert_tp, without cp), which must agree on the pipeline groups."""
     tokens = order.split("-")
+    order = order[:60]
     dense_sizes = {"tp": config.tp, "cp": config.cp, "ep": 1, "dp": config.dp, "pp": config.pp}
     expert_sizes = {"tp": config.expert_tp, "cp": 1, "ep": config.ep, "dp": config.expert_dp, "pp": config.pp}
     for token in tokens:
