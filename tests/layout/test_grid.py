@@ -141,15 +141,15 @@ def test_layout_of_131072_ranks_takes_milliseconds(order: str):
     config = HybridParallelConfig(dp=1024, pp=16, tp=8, ep=64)
     spent = []
     for _ in range(3):  # the best of three: other work may share the machine
-        start = time.perf_counter()
+        start = time.process_time()
         layout = rank_layout(config, order)
         coordinates = layout.coordinates(np.arange(config.world_size))
         assert len(layout.rank(**coordinates)) == 131_072
         for name in ("dp", "tp", "ep"):
             assert layout.groups(name).size == 131_072
-        spent.append(time.perf_counter() - start)
+        spent.append(time.process_time() - start)
     assert min(spent) < 0.15
-    start = time.perf_counter()
+    start = time.process_time()
     groups = layout.groups("dp")
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
     assert groups.shape[0] * groups.shape[1] == 131_072
