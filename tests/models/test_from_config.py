@@ -103,6 +103,15 @@ def test_files_that_are_missing_or_too_large_are_one_line(tmp_path: Path) -> Non
     assert "too large for a config.json" in message_of(file)
 
 
+def test_names_from_the_file_cannot_break_the_line(tmp_path: Path) -> None:
+    odd = tmp_path / "two\nlines"
+    assert "two?lines: no such config.json" in message_of(odd)
+    message_of({"hidden\n_size": 3, "model_type": "llama"})
+    groups = {"a\nb": {"weights": {"num_bits": "x"}}}
+    message_of(LLAMA | {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}})
+    assert len(message_of(LLAMA | {"model_type": "qwen2", "layer_types": ["x" * 9000] * 2})) < 400
+
+
 JUNK = st.one_of(
     st.none(),
     st.booleans(),

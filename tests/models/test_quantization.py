@@ -25,6 +25,8 @@ def with_quantization(section: object) -> ModelSpec:
         ("gpt-oss-20b", 13.76),
         ("kimi-k3", 1560),
         ("llama-3.1-70b", 141.1),
+        ("llama-3.1-70b-fp8", 72.7),
+        ("qwen3-235b-a22b-nvfp4", 134),
     ],
 )
 def test_weight_bytes_are_near_the_published_size(name: str, published_gb: float) -> None:

@@ -66,7 +66,7 @@ class Fields:
         if value is None:
             value = default
         if value is None:
-            near = suggestion(names[0], [k for k in self.values if len(k) < 60], limit=1)
+            near = suggestion(names[0], [k for k in self.values if k.isidentifier() and len(k) < 60], limit=1)
             raise self.error(f"{names[0]} is missing{near}")
         return value
 
@@ -133,7 +133,8 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.error(f"{name} must be an object, got {shown(value)}")
-        return Fields(cast("dict[str, object]", value), f"{self.label}: {name}")
+        shown_name = name if name.isidentifier() else shown(name)
+        return Fields(cast("dict[str, object]", value), f"{self.label}: {shown_name}")
 
     def layers(self, *names: str) -> int:
         return self.size(*(names or ("num_hidden_layers",)), most=MOST_LAYERS)

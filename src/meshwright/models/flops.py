@@ -153,5 +153,5 @@ def model_flops_per_token(model: ModelSpec, seq: ArrayLike, convention: str = "m
         "x8_6N": 8 * n + 0 * attention,
     }
     if convention not in formulas:
-        raise InputError(f"unknown FLOP convention {convention!r}{suggestion(convention, formulas)}")
+        raise InputError(f"unknown FLOP convention {convention[:40]!r}{suggestion(convention, formulas)}")
     return formulas[convention]

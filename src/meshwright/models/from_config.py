@@ -35,7 +35,7 @@ def spec_from_config(config: str | PathLike[str] | dict[str, object], name: str 
         beside = path / "hf_quant_config.json"
         if "quantization_config" not in values and path.is_dir() and beside.is_file():
             values["quantization_config"] = read_config(beside).get("quantization")  # Nvidia ModelOpt's own file
-        return _from_values(values, name or _label(path), str(path))
+        return _from_values(values, name or _label(path), _one_line(path))
     return _from_values(config, name, "config")
 
 
@@ -44,22 +44,22 @@ def read_config(path: Path) -> dict[str, object]:
     try:
         file = path / "config.json" if path.is_dir() else path
         if not file.is_file():
-            raise InputError(f"{path}: no such config.json")
+            raise InputError(f"{_one_line(path)}: no such config.json")
         size = file.stat().st_size
         if size > LARGEST_FILE_BYTES:
-            raise InputError(f"{file}: {size} bytes is too large for a config.json")
+            raise InputError(f"{_one_line(file)}: {size} bytes is too large for a config.json")
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{shown(str(path))}: cannot be read ({type(error).__name__})") from error
+        raise InputError(f"{_one_line(path)}: cannot be read ({type(error).__name__})") from error
     try:
         values: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise InputError(f"{file}: not a JSON file ({reason})") from error
+        raise InputError(f"{_one_line(file)}: not a JSON file ({reason})") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file}: a config must be a JSON object, got {shown(values)}")
+        raise InputError(f"{_one_line(file)}: a config must be a JSON object, got {shown(values)}")
     return cast("dict[str, object]", values)
 
 
@@ -73,6 +73,12 @@ def text_config(fields: Fields) -> Fields:
     values = {**outer, **inner.values}
     values.setdefault("model_type", fields.values.get("model_type"))
     return Fields(values, fields.label)
+
+
+def _one_line(path: Path) -> str:
+    """A path for a message: control characters out, the middle of a very long one left out."""
+    text = "".join(c if c.isprintable() else "?" for c in str(path))
+    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
 
 
 def _label(path: Path) -> str:

@@ -26,7 +26,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One catalogued model. `parameters_b` is the published total in 1e9 (None: none is published)."""
+    """One catalogued model. `parameters_b` is the published total in 1e9 (None: none is published); `quantization`
+    what the repository says in a file beside the config (Nvidia's hf_quant_config.json)."""
 
     name: str
     file: str
@@ -34,6 +35,7 @@ class CatalogueEntry:
     aliases: tuple[str, ...] = ()
     hub_ids: tuple[str, ...] = ()
     parameters_b: float | None = None
+    quantization: dict[str, object] | None = None
 
     @property
     def config_file(self) -> Path:
@@ -52,6 +54,7 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
             tuple(row.get("aliases", ())),
             tuple(row.get("hub_ids", ())),
             row.get("parameters_b"),
+            row.get("quantization"),
         )
         for row in rows
     )
@@ -63,6 +66,8 @@ def _entries_by_key() -> dict[str, CatalogueEntry]:
 
 def _from_catalogue(entry: CatalogueEntry) -> ModelSpec:
     config = cast("dict[str, object]", json.loads(entry.config_file.read_text("utf-8")))
+    if entry.quantization is not None:
+        config["quantization_config"] = entry.quantization
     return spec_from_config(config, entry.name)
 
 

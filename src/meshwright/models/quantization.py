@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from meshwright.models.fields import Fields
+from meshwright.models.fields import Fields, shown
 from meshwright.models.spec import LayerKind, ModelSpec, Part, TensorSpec
 
 QUANTISED_PARTS = (Part.ATTENTION, Part.MLP, Part.SHARED_EXPERT, Part.EXPERT)
@@ -41,7 +41,7 @@ def quantised(spec: ModelSpec, fields: Fields) -> ModelSpec:
     if named:
         expert_bits = {"fp4": FORMAT_BITS["mxfp4"], "fp8": 8.0}.get(named)
         if expert_bits is None:
-            raise section.error(f"unknown expert_dtype {named!r}; use fp4 or fp8")
+            raise section.error(f"unknown expert_dtype {shown(named)}; use fp4 or fp8")
     ignored = ignore_rule(section)
     only_experts = method == "mxfp4"  # gpt-oss: the other linears are listed as not converted
 
@@ -98,7 +98,7 @@ def element_bits(section: Fields, method: str) -> float:
     if method == "fbgemm_fp8":
         return 8.0
     known = "fp8, mxfp4, nvfp4, awq, gptq, bitsandbytes, modelopt, compressed-tensors, fbgemm_fp8"
-    raise section.error(f"unknown quant_method {method!r}; known: {known}")
+    raise section.error(f"unknown quant_method {shown(method)}; known: {known}")
 
 
 def modelopt_bits(section: Fields) -> float:
@@ -112,7 +112,7 @@ def modelopt_bits(section: Fields) -> float:
         return 8.0
     if "W4A16" in algorithm:
         return 4.0 + 16.0 / section.size("group_size", default=128)
-    raise section.error(f"unknown quant_algo {algorithm!r}; known: FP8, NVFP4, MXFP8, W4A16_AWQ")
+    raise section.error(f"unknown quant_algo {shown(algorithm)}; known: FP8, NVFP4, MXFP8, W4A16_AWQ")
 
 
 def compressed_tensors_bits(section: Fields) -> float:

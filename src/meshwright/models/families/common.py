@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshwright.models.blocks import Heads
-from meshwright.models.fields import Fields
+from meshwright.models.fields import Fields, shown
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -64,7 +64,7 @@ def window_of(fields: Fields, kind: str, *names: str) -> int | None:
         return None
     if kind == SLIDING:
         return fields.size(*(names or ("sliding_window",)), most=10**9)
-    raise fields.error(f"layer_types holds {kind!r}, which this family does not have; use {SLIDING} or {FULL}")
+    raise fields.error(f"layer_types holds {shown(kind)}, which this family does not have; use {SLIDING} or {FULL}")
 
 
 def dense_or_expert(fields: Fields, layers: int, leading_dense: int) -> list[bool]:

@@ -13,7 +13,7 @@ from meshwright.models.blocks import Block, linear, norm, vector
 from meshwright.models.families.common import base, mtp_depth
 from meshwright.models.families.llama import two_norms
 from meshwright.models.families.moe import deepseek_moe_block, expert_sizes
-from meshwright.models.fields import Fields
+from meshwright.models.fields import Fields, shown
 from meshwright.models.spec import Attention, ModelSpec, Part, TensorSpec
 
 SPARSE_RATIO = 4
@@ -30,7 +30,7 @@ def compress_ratios(fields: Fields, layers: int) -> list[int]:
             raise fields.error("compress_ratios is missing")
         unknown = sorted(set(named) - set(RATIOS))
         if unknown:
-            raise fields.error(f"layer_types holds {unknown[0]!r}; use {', '.join(RATIOS)}")
+            raise fields.error(f"layer_types holds {shown(unknown[0])}; use {', '.join(RATIOS)}")
         ratios = [RATIOS[name] for name in named]
     if len(ratios) < layers:
         raise fields.error(f"compress_ratios has {len(ratios)} entries for {layers} layers")

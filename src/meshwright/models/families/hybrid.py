@@ -27,7 +27,7 @@ from meshwright.models.families.common import FULL, Base, base, dense_or_expert,
 from meshwright.models.families.llama import head_norms, two_norms
 from meshwright.models.families.mla import mla_sizes
 from meshwright.models.families.moe import expert_sizes, qwen_shared_expert
-from meshwright.models.fields import Fields
+from meshwright.models.fields import Fields, shown
 from meshwright.models.spec import LinearMixer, ModelSpec, Part, TensorSpec
 
 LINEAR = "linear_attention"
@@ -107,7 +107,7 @@ def _qwen_hybrid(fields: Fields, *, fused: bool) -> ModelSpec:
         elif key[0] == LINEAR:
             block = gated_delta_net(fields, b.hidden, fused=fused)
         else:
-            raise fields.error(f"layer_types holds {key[0]!r}; use {LINEAR} or {FULL}")
+            raise fields.error(f"layer_types holds {shown(key[0])}; use {LINEAR} or {FULL}")
         block += two_norms(b.hidden)
         if key[1] == "dense":
             return block + gated_mlp(b.hidden, fields.size("intermediate_size"))
@@ -169,7 +169,7 @@ def nemotron_layers(fields: Fields) -> list[str]:
     names = [NEMOTRON_NAMES.get(name, name) for name in names]
     unknown = sorted(set(names) - set(NEMOTRON_LETTERS.values()))
     if unknown:
-        raise fields.error(f"layers_block_type holds {unknown[0]!r}; use mamba, attention, mlp or moe")
+        raise fields.error(f"layers_block_type holds {shown(unknown[0])}; use mamba, attention, mlp or moe")
     return names
 
 
