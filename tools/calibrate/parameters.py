@@ -34,20 +34,20 @@ DEVICE_RANGES: dict[str, Range] = {
     "gemm": Range(0.3, 0.97, prior_sigma=1.0),
     "gemm_fp8": Range(0.2, 0.97, prior_sigma=1.0),
     "small_tile": Range(0.5, 0.99),
-    "k_half": Range(10.0, 2000.0, log=True),
+    "k_half": Range(30.0, 600.0, log=True, prior_sigma=0.5),
     "quantisation": Range(0.02, 0.98),
     "misaligned": Range(0.3, 0.99),
-    "memory": Range(0.4, 0.95, prior_sigma=0.5),
+    "memory": Range(0.4, 0.95, prior_sigma=0.3),
     "attention.none": Range(0.1, 0.9),
     "attention.flash1": Range(0.1, 0.9),
     "attention.flash2": Range(0.1, 0.9),
     "attention.flash3": Range(0.1, 0.9),
     "attention.cudnn": Range(0.1, 0.9),
     "attention_backward": Range(0.4, 1.2),
-    "attention_half_seq": Range(10.0, 4000.0, log=True),
+    "attention_half_seq": Range(10.0, 4000.0, log=True, prior_sigma=0.5),
     "attention_head_power": Range(0.02, 1.0, log=True),
-    "softmax_passes": Range(0.3, 5.0, log=True, prior_sigma=0.5),
-    "launch_s": Range(1e-6, 2e-5, log=True, prior_sigma=0.5),
+    "softmax_passes": Range(0.3, 5.0, log=True, prior_sigma=0.3),
+    "launch_s": Range(1e-6, 1e-5, log=True, prior_sigma=0.4),
 }
 
 STACK_RANGES: dict[str, Range] = {
@@ -73,8 +73,8 @@ STACK_RANGES: dict[str, Range] = {
     "pp_overlap_interleaved": Range(0.01, 0.99),
     "contention": Range(0.01, 0.8),
     "moe_imbalance": Range(1.0001, 3.0, log=True, prior_sigma=0.3),
-    "straggler": Range(1e-4, 0.1, log=True, prior_sigma=0.7),
-    "optimizer_passes": Range(0.3, 10.0, log=True, prior_sigma=0.5),
+    "straggler": Range(1e-4, 0.05, log=True, prior_sigma=0.35),
+    "optimizer_passes": Range(0.3, 10.0, log=True, prior_sigma=0.4),
 }
 
 NETWORK_RANGES: dict[str, Range] = {
@@ -158,7 +158,9 @@ class Constants:
 
     def stack(self, row_stack: Stack) -> Stack:
         """A row's own stack (its flags kept) with the fitted values of the stack of that name."""
-        return replace(row_stack, **self.values["stack"].get(row_stack.name, {}))
+        main = self.values["stack"].get(row_stack.variant_of, {})
+        shared = {name: value for name, value in main.items() if name not in row_stack.own}
+        return replace(row_stack, **shared, **self.values["stack"].get(row_stack.name, {}))
 
     def network(self) -> Network:
         return replace(network(), **self.values["network"].get("network", {}))

@@ -53,7 +53,8 @@ class Group:
         if parameter.kind == "device":
             return parameter.owner == self.cluster.accelerator.architecture
         if parameter.kind == "stack":
-            return parameter.owner == self.stack.name
+            shared = self.stack.variant_of == parameter.owner and parameter.field not in self.stack.own
+            return shared or parameter.owner == self.stack.name
         return True
 
     def step_s(self, constants: Constants) -> FloatArray:

@@ -28,7 +28,7 @@ class Device:
     gemm_fp8: float = 0.65  # the same of the 8-bit peak (and of the 4-bit one)
     tiles: tuple[tuple[int, int], ...] = ((128, 256), (128, 128), (64, 128))
     small_tile: float = 0.85  # efficiency of each smaller tile relative to the one before
-    k_half: float = 256.0  # product depth that a tile loses to filling and draining its pipeline
+    k_half: float = 200.0  # product depth that a tile loses to filling and draining its pipeline
     quantisation: float = 0.7  # how much of the idle part of the last wave is lost (1: all, 0: perfect stream-k)
     misaligned: float = 0.75  # efficiency of products with a side that is no multiple of 64 elements
     memory: float = 0.8  # share of memory bandwidth that streaming kernels reach

@@ -20,7 +20,9 @@ class Stack:
     """Traits of one software stack. Shares are 0..1; seconds are host time unless said otherwise."""
 
     name: str = "generic"
-    frameworks: tuple[str, ...] = ()  # words by which a framework's name is recognised (lower case)
+    frameworks: tuple[str, ...] = ()  # words by which its name is recognised (lower case; 'a & b': both occur)
+    variant_of: str = ""  # the stack of which this is another setting: all but its own traits are that stack's
+    own: tuple[str, ...] = ()  # the traits that a variant states itself
     rank_order: str = "tp-cp-ep-dp-pp"  # innermost axis first (Megatron-core's default order)
     splits_by_cost: bool = False  # cuts layers into stages by their weights and the head's, not by number
     gradient_bytes: int = 4  # of an accumulated gradient, where nothing else is said
@@ -59,6 +61,7 @@ class Stack:
     # memory (cost.layers, cost.memory)
     regathers_input: bool = True  # sequence-parallel block inputs are kept sharded, gathered again in backward
     fused_glu: bool = True  # a gated activation keeps only its two inputs and its output
+    attention_copies: float = 0.0  # more copies of [tokens, heads x head size] kept: layout changes, transposes
     fused_norm: bool = True  # a norm keeps only its input (else an fp32 copy and the normalised values too)
     logit_bytes: float = 10.0  # alive per logit at the loss: the bf16 logits, an fp32 copy, its exponentials
     logit_kept_bytes: float = 4.0  # per logit between the loss and its backward pass (GPipe holds many)
@@ -82,28 +85,40 @@ def stacks(fitted: bool = True) -> dict[str, Stack]:
     known = {f.name for f in fields(Stack)}
     resolved: dict[str, dict[str, Any]] = {}
     for name, table in raw.items():
-        inherited = resolved[table["base"]] if "base" in table else {}
+        ancestor = str(table.get("variant_of", table.get("base", "")))
+        inherited = resolved.get(ancestor, {})
         own = {key: value for key, value in table.items() if key != "base"}
         if unknown := set(own) - known:
             raise ValueError(f"stacks.toml: unknown trait {sorted(unknown)} in {name}")
-        words = cast(list[str], own.get("frameworks", []))
+        words = cast(list[str], own.pop("frameworks", []))
         notes = cast(dict[str, str], inherited.get("sources", {})) | cast(dict[str, str], own.get("sources", {}))
-        resolved[name] = inherited | own | {"frameworks": tuple(words), "name": name, "sources": notes}
+        stated = {"frameworks": tuple(words), "name": name, "sources": notes, "own": tuple(own)}
+        resolved[name] = inherited | {"variant_of": ""} | own | stated
     if fitted:
-        for name, traits in resolved.items():
-            traits.update(fitted_values("stack", name))
-            traits["sources"] = traits["sources"] | evidence("stack", name)
+        _apply_fit(resolved)
     return {name: Stack(**traits) for name, traits in resolved.items()}
 
 
+def _apply_fit(resolved: dict[str, dict[str, Any]]) -> None:
+    """Set the fitted traits: each stack's own, and a variant's from its main stack where it does not state them."""
+    for name, traits in resolved.items():
+        main = str(traits["variant_of"])
+        if main:
+            shared = {k: v for k, v in fitted_values("stack", main).items() if k not in traits["own"]}
+            traits.update(shared)
+        traits.update(fitted_values("stack", name))
+        traits["sources"] = traits["sources"] | evidence("stack", name)
+
+
 def stack_for(framework: str) -> Stack:
-    """The stack whose longest recognising word occurs in `framework`; the generic one where none does."""
+    """The stack whose longest recognising words occur in `framework`; the generic one where none do."""
     text = framework.lower()
     best, length = "generic", 0
     for name, stack in stacks().items():
-        for word in stack.frameworks:
-            if word in text and len(word) > length:
-                best, length = name, len(word)
+        for words in stack.frameworks:
+            parts = words.split(" & ")
+            if all(part in text for part in parts) and len(words) > length:
+                best, length = name, len(words)
     return stacks()[best]
 
 

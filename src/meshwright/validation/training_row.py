@@ -48,7 +48,7 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
     cluster = shapes.cluster(facts)
-    stack = stack_for(row.text("framework"))
+    stack = stack_for(f"{row.text('framework')}; {row.text('overlap')}")
     precision = _precision(row)
     assumed: list[str] = []
     config, recompute = _config(row, facts, model, precision, assumed)
