@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from meshwright.cost.collectives import Network
 from meshwright.cost.device import Device, device_for, network
-from meshwright.cost.stack import Stack, stacks
+from meshwright.cost.stack import Stack, fitted_as, stacks
 
 FloatArray = NDArray[np.float64]
 
@@ -158,9 +158,10 @@ class Constants:
 
     def stack(self, row_stack: Stack) -> Stack:
         """A row's own stack (its flags kept) with the fitted values of the stack of that name."""
-        main = self.values["stack"].get(row_stack.variant_of, {})
-        shared = {name: value for name, value in main.items() if name not in row_stack.own}
-        return replace(row_stack, **shared, **self.values["stack"].get(row_stack.name, {}))
+        values = self.values["stack"]
+        owners = {name: fitted_as(row_stack, name) for name in STACK_RANGES}
+        found = {name: values[owner][name] for name, owner in owners.items() if name in values.get(owner, {})}
+        return replace(row_stack, **found)
 
     def network(self) -> Network:
         return replace(network(), **self.values["network"].get("network", {}))

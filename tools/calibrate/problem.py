@@ -17,7 +17,7 @@ from tools.calibrate.parameters import Constants, Parameter
 
 from meshwright.cost.blueprint import Blueprint, blueprint
 from meshwright.cost.candidates import Candidates
-from meshwright.cost.stack import Stack
+from meshwright.cost.stack import Stack, fitted_as
 from meshwright.cost.step import Machine, assembled, kernels_of, messages_of
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
@@ -53,8 +53,7 @@ class Group:
         if parameter.kind == "device":
             return parameter.owner == self.cluster.accelerator.architecture
         if parameter.kind == "stack":
-            shared = self.stack.variant_of == parameter.owner and parameter.field not in self.stack.own
-            return shared or parameter.owner == self.stack.name
+            return fitted_as(self.stack, parameter.field) == parameter.owner
         return True
 
     def step_s(self, constants: Constants) -> FloatArray:

@@ -99,15 +99,25 @@ def stacks(fitted: bool = True) -> dict[str, Stack]:
     return {name: Stack(**traits) for name, traits in resolved.items()}
 
 
+IDENTITY = ("name", "frameworks", "variant_of", "own", "sources")
+"""Traits that a variant never shares with its main stack."""
+
+
 def _apply_fit(resolved: dict[str, dict[str, Any]]) -> None:
-    """Set the fitted traits: each stack's own, and a variant's from its main stack where it does not state them."""
+    """Set the fitted traits: each stack's own, and a variant's from its main stack (which precedes it) where it does
+    not state them."""
     for name, traits in resolved.items():
-        main = str(traits["variant_of"])
-        if main:
-            shared = {k: v for k, v in fitted_values("stack", main).items() if k not in traits["own"]}
-            traits.update(shared)
+        if main := resolved.get(str(traits["variant_of"])):
+            traits.update({k: v for k, v in main.items() if k not in traits["own"] and k not in IDENTITY})
         traits.update(fitted_values("stack", name))
         traits["sources"] = traits["sources"] | evidence("stack", name)
+
+
+def fitted_as(stack: Stack, trait: str) -> str:
+    """The stack in whose name a trait of `stack` is fitted: itself, or the main stack that shares the trait."""
+    while stack.variant_of and trait not in stack.own:
+        stack = stacks()[stack.variant_of]
+    return stack.name
 
 
 def stack_for(framework: str) -> Stack:
