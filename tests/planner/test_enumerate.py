@@ -132,6 +132,12 @@ def test_a_single_sequence_is_spread_by_context_parallel() -> None:
     assert 8 in {c.cp for c in found}
 
 
+def test_short_pieces_of_a_sequence_are_the_last_resort() -> None:
+    found = space(dense(layers=1, heads=1, hidden=64), cluster(8), 1024, 8, 2)
+    assert {c.cp for c in configs(found)} == {4, 8}, "one head, one layer, two sequences: only cp is left"
+    assert found.notes
+
+
 def test_sizes_that_are_no_powers_of_two_are_found() -> None:
     machine = replace(cluster(6), nodes=1)
     found = configs(space(dense(layers=7, heads=6, hidden=768), machine, 2048, 6, 12))

@@ -6,7 +6,8 @@ chunk by chunk. Rows that are the same program under another name are listed onc
 dp * cp = 1 all ZeRO stages are stage 0.
 
 Left out unless the user names them (never because of a guess about speed alone, and always said in `Space.notes`):
-context-parallel sizes that leave a rank fewer than MIN_TOKENS_PER_CP_RANK tokens of a sequence; expert_tp other than 1
+context-parallel sizes that leave a rank fewer than MIN_TOKENS_PER_CP_RANK tokens of a sequence (unless nothing else is
+legal); expert_tp other than 1
 and tp; virtual stages that do not divide the layers of a stage; HSDP shards other than one and eight fast domains;
 recompute strides other than 1, 2 and 4.
 """
@@ -101,6 +102,15 @@ def space(
 ) -> Space:
     """Every legal configuration of `gpus` devices of the cluster that runs `global_batch` sequences a step."""
     fixed = constraints or Constraints()
+    found = _space(model, cluster, seq, gpus, global_batch, fixed)
+    if len(found) or fixed.cp is not None:
+        return found
+    every_cp = tuple(d for d in divisors(gpus) if d == 1 or seq % (2 * d) == 0)
+    widened = _space(model, cluster, seq, gpus, global_batch, replace(fixed, cp=every_cp))
+    return replace(widened, notes=("only context parallel over short pieces of a sequence uses all GPUs",))
+
+
+def _space(model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int, fixed: Constraints) -> Space:
     frames = _meshes(model, seq, gpus, global_batch, fixed)
     frames = _with_experts(frames, model, fixed)
     frames = _with_micro_batches(frames, global_batch, fixed)

@@ -20,6 +20,7 @@ from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
 from meshwright.models.spec import ModelSpec, MoeMlp
+from meshwright.planner.enumerate import context_sizes
 from meshwright.planner.legality import legal
 from meshwright.planner.table import divisors
 
@@ -56,7 +57,8 @@ def _in_order(
             if gpus % (tp * pp):
                 continue
             ranks = gpus // (tp * pp)
-            cp = next((c for c in divisors(ranks) if global_batch % (ranks // c) == 0), None)
+            contexts = [c for c in context_sizes(seq, gpus) if ranks % c == 0]
+            cp = next((c for c in contexts if global_batch % (ranks // c) == 0), None)
             if cp is None:
                 continue
             for ep in [e for e in divisors(ranks * tp) if experts % e == 0]:
