@@ -130,9 +130,9 @@ def test_sparse_attention_counts_its_picks_and_the_indexer_all_pairs() -> None:
 
 
 def test_compressed_attention_sees_its_window_and_the_compressed_past() -> None:
-    heavy = Attention(128, 1, 512, 512, 4, window=128, kv_compression=128, kv_window_elements=512)
+    heavy = Attention(128, 1, 512, 512, 512, window=128, kv_compression=128)
     assert float(mean_keys(heavy, 65536)) == pytest.approx(128 - 128**2 / 131072 + 65536 / 128 / 2)
-    sparse = Attention(128, 1, 512, 512, 160, window=128, kv_compression=4, top_k_keys=1024)
+    sparse = Attention(128, 1, 512, 512, 640, window=128, kv_compression=4, top_k_keys=1024)
     assert float(mean_keys(sparse, 65536)) == pytest.approx(128 - 128**2 / 131072 + 1024)
 
 

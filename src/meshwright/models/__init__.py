@@ -4,7 +4,6 @@ A ModelSpec lists every tensor, weight product and token mixer; `layer_parameter
 `model_flops_per_token` and its kin what a token costs.
 """
 
-from meshwright.models.cache import cached_elements, state_bytes
 from meshwright.models.counting import (
     active_parameters,
     layer_parameters,
@@ -54,7 +53,6 @@ __all__ = [
     "active_parameters",
     "attention_flops_per_token",
     "backward_flops_per_token",
-    "cached_elements",
     "catalogue",
     "forward_flops_per_token",
     "from_shape",
@@ -68,6 +66,5 @@ __all__ = [
     "rank_parameters",
     "recompute_flops_per_token",
     "stage_parameters",
-    "state_bytes",
     "typical_shape",
 ]

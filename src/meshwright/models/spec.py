@@ -81,12 +81,12 @@ class Attention:
     """Softmax attention (MHA, GQA, MQA, MLA). Head sizes are per head; MLA has qk_dim != v_dim.
 
     `window` limits the keys a query sees (sliding or chunked), `top_k_keys` the keys a sparse indexer picks, whose
-    own cost is `indexer_heads` x `indexer_dim` per query-key pair. `kv_cache_elements` is what a token leaves in the
-    cache per layer before tp: 2 * kv_heads * head_dim, or kv_lora + rope for MLA (replicated over tp: then
-    `kv_replicated`), index keys included. `kv_compression` > 1 is compressed attention: besides the `window` latest
-    tokens a query sees one key per that many earlier tokens (at most `top_k_keys` of them); `kv_cache_elements` is then
-    the compressed cache's mean per token, `kv_window_elements` that of each token in the window. `absorbed_dims` are
-    the (qk, v) sizes per head that MLA works with when it decodes from the compressed cache.
+    own cost is `indexer_heads` x `indexer_dim` per query-key pair. `kv_cache_elements` is what a cached key
+    takes in a layer before tp: 2 * kv_heads * head_dim, or kv_lora + rope for MLA (replicated over tp: then
+    `kv_replicated`), `indexer_dim` of its index key included. `kv_compression` > 1 is compressed attention: besides the
+    `window` latest tokens a query sees one key per that many tokens of the past (at most `top_k_keys` of them), and
+    that is what the cache keeps. `absorbed_dims` are the (qk, v) sizes per head that MLA works with when it decodes
+    from its compressed cache.
     """
 
     heads: int
@@ -100,7 +100,6 @@ class Attention:
     indexer_heads: int = 0
     indexer_dim: int = 0
     kv_compression: int = 1
-    kv_window_elements: int = 0
     chunked: bool = False  # the window is a fixed block of the sequence, not a sliding one (Llama 4)
     absorbed_dims: tuple[int, int] | None = None
 

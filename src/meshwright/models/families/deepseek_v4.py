@@ -65,7 +65,7 @@ def attention(fields: Fields, hidden: int, ratio: int) -> Block:
     mixer = Attention(count, 1, dim, dim, kv_cache_elements=dim, kv_replicated=True, window=window)
     if ratio:
         block += compressor(f"{p}compressor.", hidden, dim, ratio)
-        mixer = replace(mixer, kv_compression=ratio, kv_cache_elements=dim // ratio, kv_window_elements=dim)
+        mixer = replace(mixer, kv_compression=ratio)
     if ratio == SPARSE_RATIO:
         heads, width, ip = fields.size("index_n_heads"), fields.size("index_head_dim"), f"{p}compressor.indexer."
         block += compressor(ip, hidden, width, ratio)
@@ -76,7 +76,7 @@ def attention(fields: Fields, hidden: int, ratio: int) -> Block:
             top_k_keys=fields.size("index_topk"),
             indexer_heads=heads,
             indexer_dim=width,
-            kv_cache_elements=(dim + width) // ratio,
+            kv_cache_elements=dim + width,
         )
     return replace(block, mixer=mixer)
 
