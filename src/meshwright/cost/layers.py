@@ -129,7 +129,7 @@ def _softmax_attention(attention: Attention, matmuls: list[Matmul], x: Setting) 
     q = heads * attention.qk_dim
     kv = kv_heads * (attention.qk_dim + attention.v_dim)
     out = heads * attention.v_dim
-    kept = x.tokens * (x.element * (q + kv) + x.linear * out)
+    kept = x.tokens * (x.element * (q + kv + x.stack.attention_copies * q) + x.linear * out)
     if x.workload.flash_attention and x.linear != x.element:
         kept = kept + x.tokens * x.element * out  # the kernel keeps its own output beside the product's low-bit copy
     # MLA's low-rank products: their outputs are the inputs of a norm, and the norm's outputs of the next product
@@ -181,7 +181,8 @@ def _moe(mlp: MoeMlp, hidden: int, x: Setting) -> FloatArray:
 def _norm_bytes(x: Setting) -> float:
     """Bytes a norm keeps per element beside its output (which is the block's input): its input; unfused norms in
     mixed precision keep an fp32 copy of it and the normalised values as well."""
-    return x.element if x.stack.fused_norm or x.element == FP32_BYTES else 2 * x.element + FP32_BYTES
+    fused = x.stack.fused_norm if x.workload.fused_norm is None else x.workload.fused_norm
+    return x.element if fused or x.element == FP32_BYTES else 2 * x.element + FP32_BYTES
 
 
 def layer_bytes(kind: LayerKind, hidden: int, x: Setting) -> tuple[FloatArray, FloatArray]:
@@ -252,7 +253,7 @@ def layer_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: 
 def end_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: Stack) -> EndMemory:
     """Every term of the embedding, the final norm, the head and the loss."""
     x = setting(workload, keys, stack)
-    vocab = np.ceil(model.vocab / x.tp)
+    vocab = np.ceil(model.vocab / x.tp) if stack.vocab_parallel_loss else np.full_like(x.tp, float(model.vocab))
     hidden_bytes = x.tokens * model.hidden
     mask = MASK_BYTES if workload.dropout else 0.0
     embedding = model.embedding_tensors

@@ -64,6 +64,7 @@ class Stack:
     attention_copies: float = 0.0  # more copies of [tokens, heads x head size] kept: layout changes, transposes
     fused_norm: bool = True  # a norm keeps only its input (else an fp32 copy and the normalised values too)
     logit_bytes: float = 10.0  # alive per logit at the loss: the bf16 logits, an fp32 copy, its exponentials
+    vocab_parallel_loss: bool = True  # False: logits are gathered over tp before the loss
     logit_kept_bytes: float = 4.0  # per logit between the loss and its backward pass (GPipe holds many)
     logit_carry_bytes: float = 0.0  # per logit of the previous microbatch, still referenced at the next one's loss
     router_copies: float = 2.0  # fp32 router tensors [tokens, experts] kept: logits and scores
