@@ -88,6 +88,22 @@ class Engine:
     def sharded(self) -> bool:
         return isinstance(self.data_parallel, ShardedDataParallel)
 
+    def owns(self, parameter: LocalParameter) -> bool:
+        """Whether this rank's copy stands for the model's: every element of it has exactly one owner."""
+        first_replica = self.groups.axis("dp_replicate" if self.sharded else "dp").is_first
+        return parameter.counts_in_norm and first_replica and not parameter.second_copy
+
+    def holds_first_copy(self, second: LocalParameter) -> bool:
+        """Whether this rank also holds the tied embeddings that `second` is a copy of."""
+        return any(p.tied and not p.second_copy and p.slice.name == second.slice.name for p in self.parameters)
+
+    def copy_second_copies(self) -> None:
+        """After the first copy of tied embeddings was read from outside: make a second one on this rank equal."""
+        first = next((p for p in self.parameters if p.tied and not p.second_copy), None)
+        for second in (p for p in self.parameters if p.second_copy):
+            if first is not None:
+                self.optimizer.copy_state(first, second)
+
     @property
     def _loss_scale(self) -> float:
         return self.scaler.scale if self.scaler else 1.0

@@ -61,7 +61,7 @@ def gradient_of(parameter: LocalParameter) -> Tensor:
 
 def global_norm(parameters: Sequence[LocalParameter], groups: ProcessGroupManager, sharded: bool) -> Tensor:
     """The 2-norm of the whole model's gradient, equal on all ranks. `sharded`: state is spread over dp."""
-    counted = [gradient_of(p) for p in parameters if p.counts_in_norm and not _is_second_copy(p)]
+    counted = [gradient_of(p) for p in parameters if p.counts_in_norm and not p.second_copy]
     device = groups.device.torch
     squares = [torch.linalg.vector_norm(g).double().square() for g in counted]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
@@ -70,11 +70,6 @@ def global_norm(parameters: Sequence[LocalParameter], groups: ProcessGroupManage
         for axis in axes:
             all_reduce(total, groups.axis(axis), NORM)
     return total.sqrt()
-
-
-def _is_second_copy(parameter: LocalParameter) -> bool:
-    """The copy of tied embeddings that the last chunk holds."""
-    return parameter.tied and parameter.name == "lm_head.weight"
 
 
 def clip(parameters: Sequence[LocalParameter], norm: Tensor, limit: float) -> None:

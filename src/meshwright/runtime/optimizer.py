@@ -62,6 +62,38 @@ class LocalOptimizer:
         others = [leaf for leaf, p in zip(self.leaves, parameters, strict=True) if len(p.slice.shape) < 2]
         self.adamw = adamw(matrices, others, options)
 
+    @property
+    def steps_taken(self) -> int:
+        """Steps that changed the weights (fp16 may have skipped some)."""
+        counts = [int(state["step"]) for state in self.adamw.state.values()]
+        return counts[0] if counts else 0
+
+    def create_state(self) -> None:
+        """The state that AdamW makes in its first step, where it is not there yet."""
+        for leaf in self.leaves:
+            if not self.adamw.state[leaf]:
+                self.adamw.state[leaf] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
+                    "exp_avg": torch.zeros_like(leaf),
+                    "exp_avg_sq": torch.zeros_like(leaf),
+                }
+
+    def restored(self, steps_taken: int) -> None:
+        """Masters and state were overwritten from a checkpoint."""
+        for leaf, parameter in zip(self.leaves, self.parameters, strict=True):
+            self.adamw.state[leaf]["step"].fill_(steps_taken)
+            parameter.write_back()
+
+    def copy_state(self, source: LocalParameter, target: LocalParameter) -> None:
+        """Make master and state of one parameter those of another of its shape."""
+        leaves = {id(p): leaf for p, leaf in zip(self.parameters, self.leaves, strict=True)}
+        own, other = leaves[id(target)], leaves[id(source)]
+        with torch.no_grad():
+            own.copy_(other)
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.adamw.state[own][name].copy_(self.adamw.state[other][name])
+        target.write_back()
+
     def step(self, index: int) -> float:
         """Step number `index` with the gradients as they are; returns the learning rate used."""
         rate = self.options.rate(index)

@@ -164,15 +164,8 @@ def _run_rank(job: ParityJob, folder: Path) -> RankReport:
     differences = _differences(engine, folder / "gradients", "gradient", lambda p: p.gradient)
     step_losses = tuple(engine.step(tokens[own], labels[own]).loss for _ in range(STEPS))
     differences += _differences(engine, folder / "weights", "weight", lambda p: p.local)
-    covered = tuple((p.slice.name, p.local.numel()) for p in engine.parameters if _owns(engine, p))
+    covered = tuple((p.slice.name, p.local.numel()) for p in engine.parameters if engine.owns(p))
     return RankReport(loss, step_losses, tuple(differences), covered)
-
-
-def _owns(engine: Engine, parameter: LocalParameter) -> bool:
-    """Whether this rank's copy is the one that counts towards covering the tensor."""
-    first_replica = engine.groups.axis("dp_replicate" if engine.sharded else "dp").is_first
-    second_tied_copy = parameter.tied and parameter.name == "lm_head.weight"
-    return parameter.counts_in_norm and first_replica and not second_tied_copy
 
 
 def _differences(

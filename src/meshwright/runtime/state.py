@@ -45,6 +45,21 @@ class LocalParameter:
         return self.slice.copy == 0
 
     @property
+    def second_copy(self) -> bool:
+        """The copy of tied embeddings that the last chunk holds beside the first chunk's."""
+        return self.tied and self.name == "lm_head.weight"
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where this rank's part begins in the whole tensor of the Hugging Face model."""
+        offsets = [0] * len(self.slice.shape)
+        if self.slice.dim is not None:
+            offsets[self.slice.dim] = self.slice.start
+        if offsets:
+            offsets[0] += self.rows[0]
+        return tuple(offsets)
+
+    @property
     def sums_over(self) -> GradientSum:
         return self.slice.gradient_sum
 

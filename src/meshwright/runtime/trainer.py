@@ -1,0 +1,281 @@
+"""Train a plan: what every rank of a job does from its first step, or from a checkpoint, to its last.
+
+In: a `TrainingJob` on every rank of a world that torch.distributed has joined - forked or started by torchrun, it makes
+no difference. Out: a `RankOutcome`; metrics, checkpoints and the exported model are in the job's folder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from meshwright.errors import InputError
+from meshwright.ledger import TrafficEntry
+from meshwright.plan import Plan, TrainingRun, TrainingWorkload
+from meshwright.runtime import checkpoint
+from meshwright.runtime.data import TokenData
+from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
+from meshwright.runtime.families import family_of
+from meshwright.runtime.launch import Device
+from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
+from meshwright.runtime.optimizer import OptimizerOptions
+from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
+from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
+from meshwright.runtime.train_progress import TrainingProgress
+from meshwright.runtime.weights import SeededWeights, WeightSource
+
+CHECKPOINTS, EXPORT = "checkpoints", "model"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that ranks need. `plan.training` is complete: what the command line overrides is in it already.
+
+    `checkpoint_every`: steps between checkpoints (None: one at the end); `keep`: how many stay. `resume`: a checkpoint
+    to go on from. `weights`: a folder of safetensors to start from instead of the seed. `export`: write the trained
+    model as safetensors.
+    """
+
+    plan: Plan
+    model_config: Any
+    tokens: Path
+    out: Path
+    checkpoint_every: int | None = None
+    keep: int = 2
+    resume: Path | None = None
+    weights: Path | None = None
+    export: bool = False
+    tensorboard: bool = False
+    show_progress: bool = True
+    peak: Peak | None = None
+
+    @property
+    def run(self) -> TrainingRun:
+        return self.plan.training or TrainingRun()
+
+    @property
+    def seq(self) -> int:
+        if not isinstance(self.plan.workload, TrainingWorkload):
+            raise InputError("this is a plan for serving; train needs one whose workload is training")
+        return self.plan.workload.seq
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """What a rank brings back. `losses`: of the steps done here, on every rank the same; `ledger`: of the last step.
+    `diverged_at`: the step whose loss was not finite, at which the run stopped."""
+
+    rank: int
+    stage: int
+    first_step: int
+    losses: tuple[float, ...]
+    tokens_per_s: float
+    ledger: tuple[TrafficEntry, ...]
+    peak_memory_bytes: int
+    checkpoint: Path | None
+    diverged_at: int | None = None
+
+
+def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
+    """The whole run of one rank."""
+    check_same_plan(f"{job.plan.digest()} {job.run.steps} {job.resume}", _get_default_store())
+    groups = ProcessGroupManager(job.plan.parallel, device)
+    data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
+    engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
+    consumed = 0 if job.resume is None else _resume(job, engine)
+    if engine.steps_done >= job.run.steps and job.resume is not None:
+        raise InputError(f"{job.resume} has done {engine.steps_done} of {job.run.steps} steps already; raise --steps")
+    outcome = Trainer(job, engine, data, consumed).train()
+    if job.export and outcome.diverged_at is None:
+        save_pretrained(engine, job.model_config, job.out / EXPORT)
+    return outcome
+
+
+def weight_source(job: TrainingJob) -> WeightSource:
+    if job.weights is not None:
+        return SafetensorsWeights(job.weights)
+    return SeededWeights(job.model_config, family_of(job.model_config), job.run.seed)
+
+
+def engine_options(job: TrainingJob) -> EngineOptions:
+    """The plan's training section in the engine's terms. A clip of 0 means none."""
+    run = job.run
+    optimizer = OptimizerOptions(
+        learning_rate=run.learning_rate,
+        weight_decay=run.weight_decay,
+        clip_norm=run.gradient_clip or None,
+        warmup_steps=run.warmup_steps,
+        total_steps=run.steps,
+    )
+    return EngineOptions(seq=job.seq, optimizer=optimizer)
+
+
+def _resume(job: TrainingJob, engine: Engine) -> int:
+    """Put the engine where a checkpoint stands; returns the sequences consumed by then."""
+    assert job.resume is not None
+    progress = checkpoint.read_progress(job.resume)
+    if progress.seed != job.run.seed:
+        raise InputError(
+            f"{job.resume} was trained with seed {progress.seed}, this run has seed {job.run.seed}: the order of the "
+            f"data would change; set training.seed to {progress.seed}"
+        )
+    if progress.seq != job.seq:
+        raise InputError(
+            f"{job.resume} was trained on sequences of {progress.seq} tokens, this plan has {job.seq}: the position in "
+            "the data would be lost"
+        )
+    return checkpoint.load(engine, job.resume).sequences
+
+
+class Trainer:
+    """Steps, metrics and checkpoints of one rank. `sequences` of the data were consumed before the first step."""
+
+    def __init__(self, job: TrainingJob, engine: Engine, data: TokenData, sequences: int) -> None:
+        self.job = job
+        self.engine = engine
+        self.data = data
+        self.sequences = sequences
+        self.device = engine.groups.device.torch
+
+    def train(self) -> RankOutcome:
+        """From where the engine stands to the plan's last step, or until the loss is not finite."""
+        first, losses = self.engine.steps_done, list[float]()
+        saved: Path | None = None
+        diverged = False
+        started = time.perf_counter()
+        with self._progress(first) as progress, _Rank0Writer(self.job, first) as writer:
+            while self.engine.steps_done < self.job.run.steps and not diverged:
+                metrics = self.step()
+                losses.append(metrics.loss)
+                writer.step(metrics)
+                progress.show(metrics)
+                diverged = not math.isfinite(metrics.loss)
+                if not diverged and self._checkpoint_is_due():
+                    saved = checkpoint.save(
+                        self.engine, self.job.out / CHECKPOINTS, self._position(), keep=self.job.keep
+                    )
+            elapsed = time.perf_counter() - started
+            outcome = self._outcome(first, losses, elapsed, saved, diverged)
+            writer.ledgers(outcome, self.engine.steps_done)
+        return outcome
+
+    def step(self) -> StepMetrics:
+        """One step on this dp rank's share of the next global batch."""
+        recorder, config = self.engine.groups.recorder, self.job.plan.parallel
+        per_rank = config.global_batch // config.dp
+        first = self.sequences + self.engine.groups.axis("dp").rank * per_rank
+        started = time.perf_counter()
+        tokens, labels = self.data.batch(first, per_rank)
+        recorder.reset()
+        result = self.engine.step(tokens.to(self.device), labels.to(self.device))
+        self.sequences += config.global_batch
+        return self._metrics(result, time.perf_counter() - started)
+
+    def _metrics(self, result: StepResult, step_s: float) -> StepMetrics:
+        per_s = result.tokens / step_s
+        per_rank = per_s / self.job.plan.parallel.world_size
+        return StepMetrics(
+            step=self.engine.steps_done,
+            loss=result.loss,
+            gradient_norm=result.gradient_norm,
+            learning_rate=result.learning_rate,
+            tokens=result.tokens,
+            sequences=self.sequences,
+            step_s=step_s,
+            tokens_per_s=per_s,
+            tokens_per_s_per_rank=per_rank,
+            mfu=mfu(per_rank, self.device, self.job.peak),
+            axis_wait_s=self.engine.groups.recorder.waited_s(),
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            loss_scale=self.engine.scaler.scale if self.engine.scaler else None,
+            skipped=result.skipped,
+        )
+
+    def _checkpoint_is_due(self) -> bool:
+        done, every = self.engine.steps_done, self.job.checkpoint_every
+        return done == self.job.run.steps or (every is not None and done % every == 0)
+
+    def _position(self) -> checkpoint.DataPosition:
+        return checkpoint.DataPosition(self.sequences, self.job.run.seed, self.job.seq)
+
+    def _progress(self, first: int) -> TrainingProgress:
+        return TrainingProgress(first, self.job.run.steps, self.job.show_progress and dist.get_rank() == 0)
+
+    def _outcome(
+        self, first: int, losses: list[float], elapsed_s: float, saved: Path | None, diverged: bool
+    ) -> RankOutcome:
+        config = self.job.plan.parallel
+        return RankOutcome(
+            rank=dist.get_rank(),
+            stage=self.engine.groups.axis("pp").rank,
+            first_step=first,
+            losses=tuple(losses),
+            tokens_per_s=len(losses) * config.global_batch * self.job.seq / elapsed_s,
+            ledger=self.engine.groups.recorder.traffic(),
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            checkpoint=saved,
+            diverged_at=self.engine.steps_done if diverged else None,
+        )
+
+
+class _Rank0Writer:
+    """The metrics file on rank 0, nothing on the others: callers need not ask."""
+
+    def __init__(self, job: TrainingJob, first: int) -> None:
+        self._writer = MetricsWriter(job.out, first, job.tensorboard) if dist.get_rank() == 0 else None
+        if self._writer:
+            self._writer.run(
+                {
+                    "first_step": first,
+                    "steps": job.run.steps,
+                    "ranks": dist.get_world_size(),
+                    "plan": job.plan.to_dict(),
+                    "resumed_from": None if job.resume is None else str(job.resume),
+                }
+            )
+
+    def __enter__(self) -> _Rank0Writer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer:
+            self._writer.__exit__(*error)
+
+    def step(self, metrics: StepMetrics) -> None:
+        if self._writer:
+            self._writer.step(metrics)
+
+    def ledgers(self, own: RankOutcome, step: int) -> None:
+        """The last step's ledger of one rank per stage. Called on all ranks: they send theirs to rank 0."""
+        outcomes = gather_outcomes(own)
+        if self._writer:
+            for stage in sorted({o.stage for o in outcomes}):
+                o = next(o for o in outcomes if o.stage == stage)
+                self._writer.ledger(step, o.rank, o.stage, o.ledger, o.peak_memory_bytes)
+
+
+def gather_outcomes(own: RankOutcome) -> list[RankOutcome]:
+    """Every rank's outcome, on every rank, in rank order."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def run_training(job: TrainingJob, device: Device, prepare: Callable[[], None] = lambda: None) -> list[RankOutcome]:
+    """The body of a rank under torchrun: every rank's outcome."""
+    prepare()
+    return gather_outcomes(train_rank(job, device))
+
+
+def cpu_rank(job: TrainingJob) -> RankOutcome:
+    """The body of a forked rank."""
+    torch.set_num_threads(1)
+    return train_rank(job, Device("cpu", "gloo"))
