@@ -203,13 +203,15 @@ def test_memory_is_compared_as_the_row_counts_it(tmp_path: Path) -> None:
         row(id="fullest"),
         row(id="first", mem_kind="torch max memory on rank 0, printed GB"),
         row(id="last", mem_kind="torch max_memory_allocated on the LAST rank"),
+        row(id="reserved", mem_kind="torch max_memory_reserved, max over ranks"),
         row(id="device", mem_kind="nvidia-smi max"),
     ]
     gib = {s.group.id: s.predicted_gib for s in validate_file(write(tmp_path / "r.jsonl", *rows)).scored}
     assert max(gib["first"], gib["last"]) == pytest.approx(gib["fullest"])
     assert gib["first"] != gib["last"]
     reserved = case().cluster.reserved_bytes / 2**30
-    assert gib["device"] == pytest.approx(gib["fullest"] + reserved)
+    assert gib["reserved"] >= gib["fullest"]
+    assert gib["device"] == pytest.approx(gib["reserved"] + reserved)
 
 
 def test_out_of_memory_rows_are_counted_against_the_predicted_fit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from meshwright.layout.config import Precision, Recompute, Schedule
 from meshwright.models.fields import Fields
@@ -146,17 +147,28 @@ def zero(row: Fields, replicas: int, node: int) -> tuple[int, int | None, str | 
     return (0, None, "zero: 0") if stage is None else (stage, None, None)
 
 
+class MemoryBasis(StrEnum):
+    """What a published memory figure counts: tensors, what the allocator reserved for them, or all that the driver sees
+    (nvidia-smi: context and communicators too)."""
+
+    ALLOCATED = "allocated"
+    RESERVED = "reserved"
+    DEVICE = "device"
+
+
 @dataclass(frozen=True)
 class MemoryReading:
-    """What the published memory number counts. `stage` is the one it was taken on (None: the fullest; -1: the last);
-    `whole_device` where it is the driver's figure (nvidia-smi), with context and communicators, not the allocator's."""
+    """What the published memory number counts, and the stage it was taken on (None: the fullest; -1: the last)."""
 
     stage: int | None
-    whole_device: bool
+    basis: MemoryBasis
 
 
 def memory_kind(row: Fields) -> MemoryReading:
-    """`mem_kind`. Where it says nothing, the allocator's peak on the fullest rank."""
+    """`mem_kind`. Where it says nothing, the allocated peak on the fullest rank."""
     words = row.text("mem_kind").lower()
     stage = -1 if "last rank" in words else 0 if "rank 0" in words or "rank0" in words else None
-    return MemoryReading(stage, "nvidia-smi" in words)
+    if "nvidia-smi" in words:
+        return MemoryReading(stage, MemoryBasis.DEVICE)
+    reserved = "reserved" in words or "torchtitan" in words  # torchtitan prints the allocator's reserved peak
+    return MemoryReading(stage, MemoryBasis.RESERVED if reserved else MemoryBasis.ALLOCATED)

@@ -11,6 +11,7 @@ from typing import Any
 
 from meshwright.validation.metrics import FitMetrics, Metrics
 from meshwright.validation.scored import Pair, ScoredRow, SkippedRow
+from meshwright.validation.sweeps import SweepMetrics
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class ValidationReport:
     def by_tier_and_architecture(self) -> dict[str, Metrics]:
         return self.grouped(lambda row: f"{row.group.tier} {row.group.architecture}")
 
+    @property
+    def sweeps(self) -> SweepMetrics:
+        """How well configurations are ranked, over all sweeps."""
+        return SweepMetrics.of(self.scored)
+
+    def sweeps_by_family(self) -> dict[str, SweepMetrics]:
+        """The same by family; families without a sweep are left out."""
+        families = sorted({row.group.family for row in self.scored})
+        every = {f: SweepMetrics.of(row for row in self.scored if row.group.family == f) for f in families}
+        return {family: metrics for family, metrics in every.items() if metrics.sweeps}
+
     def skip_reasons(self) -> dict[str, int]:
         """How many rows were skipped for each reason, the commonest first."""
         counts: dict[str, int] = {}
@@ -84,6 +96,7 @@ class ValidationReport:
             "tiers": named(self.by_tier()),
             "architectures": named(self.by_architecture()),
             "tier_architectures": named(self.by_tier_and_architecture()),
+            "sweeps": asdict(self.sweeps) | {"groups": {f: asdict(m) for f, m in self.sweeps_by_family().items()}},
             "per_row": [_row(row) for row in self.scored],
         }
 
@@ -103,7 +116,7 @@ def _fit(fit: FitMetrics) -> dict[str, Any]:
 def _row(row: ScoredRow) -> dict[str, Any]:
     """`measured`, `predicted` and `ape` at the top are tokens/s per GPU."""
     return {
-        **asdict(row.group),
+        **{name: value for name, value in asdict(row.group).items() if name != "sweep"},
         "measured": row.rate.measured if row.rate else None,
         "predicted": row.predicted_rate,
         "ape": row.rate.ape if row.rate else None,

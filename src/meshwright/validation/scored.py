@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """How the report groups rows. `architecture` is 'dense' or 'moe'; `tier` and `family` as the file names them."""
+    """How the report groups rows. `architecture` is 'dense' or 'moe'; `tier` and `family` as the file names them. Rows
+    of one family with the same `sweep` differ in their split alone ('': part of none)."""
 
     id: str
     family: str
     tier: str
     architecture: str
+    sweep: str = ""
 
 
 @dataclass(frozen=True)

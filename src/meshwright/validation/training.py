@@ -14,7 +14,8 @@ from meshwright.cost.candidates import Candidates
 from meshwright.cost.evaluate import machine_of, price
 from meshwright.cost.memory import MemoryArrays
 from meshwright.cost.throughput import tokens_per_s_per_gpu
-from meshwright.validation.readings import MemoryReading
+from meshwright.hardware.spec import Cluster
+from meshwright.validation.readings import MemoryBasis, MemoryReading
 from meshwright.validation.scored import Pair, ScoredRow
 from meshwright.validation.training_row import TrainingCase
 
@@ -56,16 +57,22 @@ def _predict(cases: Sequence[TrainingCase]) -> list[list[Prediction]]:
     for case in cases:
         choices: list[Prediction] = []
         for _ in case.configs:
-            memory = _memory_bytes(priced.memory, row, case.memory)
+            memory = _memory_bytes(priced.memory, first.cluster, row, case.memory)
             choices.append(Prediction(float(rate[row]), memory, bool(fits[row])))
             row += 1
         predictions.append(choices)
     return predictions
 
 
-def _memory_bytes(memory: MemoryArrays, row: int, reading: MemoryReading) -> float:
+def _memory_bytes(memory: MemoryArrays, cluster: Cluster, row: int, reading: MemoryReading) -> float:
     """The predicted figure of the kind that the row published."""
-    stages = (memory.total if reading.whole_device else memory.allocated)[row]
+    match reading.basis:
+        case MemoryBasis.ALLOCATED:
+            stages = memory.allocated[row]
+        case MemoryBasis.RESERVED:
+            stages = memory.total[row] - cluster.reserved_bytes
+        case MemoryBasis.DEVICE:
+            stages = memory.total[row]
     return float(np.max(stages) if reading.stage is None else stages[reading.stage])
 
 

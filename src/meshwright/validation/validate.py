@@ -6,6 +6,7 @@ malformed line is an InputError that names it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from meshwright.errors import InputError
@@ -19,6 +20,9 @@ from meshwright.validation.shapes import Shapes
 from meshwright.validation.skip import SkippedError
 from meshwright.validation.training import score_training
 from meshwright.validation.training_row import TrainingCase, training_case
+
+SWEEP = ("model", "gpu", "gpus", "global_batch", "seq", "precision", "framework")
+"""What the rows of a sweep have in common."""
 
 
 def validate_file(path: str | Path) -> ValidationReport:
@@ -63,4 +67,5 @@ def group_of(row: Fields) -> Group:
         family=row.text("family", default=f"{row.text('framework', default='unnamed')} {row.text('kind')}".strip()),
         tier=row.text("tier", default="unrated"),
         architecture=row.text("dense_or_moe", default="moe" if experts else "dense"),
+        sweep="" if is_serving(row) else json.dumps([row.values.get(name) for name in SWEEP], sort_keys=True),
     )
