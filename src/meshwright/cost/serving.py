@@ -184,8 +184,9 @@ def _saturated(
     logits = decoding * (1.0 + 1.0 / workload.output)
     per_stage = pass_seconds(x, Batch(prompt_tokens, length, decoding, context, logits))
     beat = per_stage.max(axis=1) + host_seconds(x, decoding)
-    tpot = beat * np.minimum(pp, sequences)
-    rate = decoding / beat
+    # a token passes every stage; with fewer sequences than stages some of them idle
+    tpot = beat * pp
+    rate = sequences / tpot
     one = np.minimum(sequences, 1.0)
     ttft = prefill_seconds(x, one, float(workload.prompt)) + tpot / 2.0
     return ttft, tpot, rate * x.stack.occupancy
