@@ -19,7 +19,7 @@ from meshwright.cost.memory import MemoryArrays, training_memory
 from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
-from meshwright.cost.step import Machine, StepArrays, step_arrays
+from meshwright.cost.step import Machine, StepArrays, step_arrays, under_pressure
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
 from meshwright.cost.traffic import ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
@@ -88,7 +88,8 @@ def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Ca
     keys = unit_keys(candidates)
     roles = stages(model, candidates)
     memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
-    return Priced(roles, memory, step_arrays(blueprint(model, workload, candidates, machine.stack), machine))
+    step = step_arrays(blueprint(model, workload, candidates, machine.stack), machine)
+    return Priced(roles, memory, under_pressure(step, candidates, memory.peak_bytes, machine))
 
 
 def _evaluate_chunk(
@@ -103,7 +104,9 @@ def _evaluate_chunk(
     parts: dict[str, FloatArray] = {name: np.zeros(n) for name in TIME_PARTS}
     step_s = np.full(n, np.inf)
     if len(rows):
-        step = step_arrays(blueprint(model, workload, candidates.take(rows), machine.stack), machine)
+        timed = candidates.take(rows)
+        step = step_arrays(blueprint(model, workload, timed, machine.stack), machine)
+        step = under_pressure(step, timed, memory_bytes[rows], machine)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():
             parts[name][rows] = seconds

@@ -44,6 +44,8 @@ class Stack:
     pipelined_tp_host_s: float = 0.0  # per layer pass and tp rank, where a pipeline leaves the fast domain
     stall_s: float = 0.0  # per microbatch, from `stall_nodes` nodes on
     stall_nodes: int = 1_000_000
+    pressure_s: float = 0.0  # per microbatch, where memory is filled beyond `pressure_share`: the allocator retries
+    pressure_share: float = 1.0
     # overlap: the share of a collective that may run behind compute
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass
@@ -73,6 +75,7 @@ class Stack:
     master_is_parameter: bool = True  # ZeRO-3: the fp32 shard is both the stored parameter and the master weight
     gathered_layers: float = 2.0  # ZeRO-3: layers whose weights are gathered at once (current and prefetched)
     gathered_gradient_bytes: float = 6.0  # ZeRO-3: per parameter of a layer: its gradient and the reduction's input
+    allocator_slack: float = 0.03  # what the caching allocator reserves beyond what is allocated, as a share of it
     pipeline_buffers: float = 2.0  # boundary activations held for sends and receives
     sources: dict[str, str] = field(default_factory=dict[str, str])
 

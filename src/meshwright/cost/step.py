@@ -7,12 +7,12 @@ closed form. Every level of the blueprint is priced once and gathered into the n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from meshwright.cost.blueprint import Blueprint
-from meshwright.cost.candidates import FloatArray, IntArray
+from meshwright.cost.candidates import Candidates, FloatArray, IntArray
 from meshwright.cost.collectives import Network
 from meshwright.cost.compute import head_times, layer_times, shop
 from meshwright.cost.device import Device
@@ -62,6 +62,17 @@ class StepArrays:
 def step_arrays(plan: Blueprint, machine: Machine) -> StepArrays:
     """Time of every candidate of a blueprint."""
     return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine))
+
+
+def under_pressure(step: StepArrays, candidates: Candidates, memory_bytes: FloatArray, machine: Machine) -> StepArrays:
+    """The step with the stalls of an allocator that runs out of room and gives its cache back in every microbatch."""
+    stack = machine.stack
+    if not stack.pressure_s:
+        return step
+    full = memory_bytes > stack.pressure_share * machine.cluster.accelerator.memory_bytes
+    stalled = np.where(full, stack.pressure_s * candidates.microbatches, 0.0)
+    parts = step.parts_s | {"host": step.parts_s["host"] + stalled}
+    return replace(step, parts_s=parts, step_s=step.step_s + stalled)
 
 
 def kernels_of(plan: Blueprint, machine: Machine) -> Kernels:
