@@ -66,6 +66,8 @@ def test_modules_left_alone_keep_their_dtype() -> None:
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8.0),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4.5),
         ({"quant_algo": "FP8"}, 8.0),
+        ({"quant_method": "modelopt_fp4", "quant_algo": "NVFP4"}, 4.5),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}, 4.25),
         (
             {
                 "quant_method": "compressed-tensors",
@@ -98,6 +100,8 @@ def test_methods_store_so_many_bits(section: dict[str, Any], bits: float) -> Non
         {"quant_method": "fp8", "ignore": ["re:(a+)+$"]},
         {"quant_method": "fp8", "ignore": ["x" * 10_000]},
         {"quant_algo": "SOMETHING"},
+        {"quant_method": "quark"},
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp3"}}},
     ],
 )
 def test_sections_that_make_no_sense_are_input_errors(section: object) -> None:

@@ -24,7 +24,10 @@ LARGEST_FILE_BYTES = 16 * 2**20
 MOST_PARAMETERS = 10**15
 """More than this is taken for a mistake (and would overflow sums of 64-bit counts)."""
 
-DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "half": 16, "float": 32, "auto": 16}
+DTYPE_BITS = {"float64": 64, "float32": 32, "float": 32, "float16": 16, "half": 16, "bfloat16": 16, "auto": 16} | {
+    "float8_e4m3fn": 8,
+    "float8_e5m2": 8,
+}
 
 
 def spec_from_config(config: str | PathLike[str] | dict[str, object], name: str | None = None) -> ModelSpec:

@@ -17,6 +17,14 @@ from meshwright.models.spec import LayerKind, ModelSpec, Part, TensorSpec
 
 QUANTISED_PARTS = (Part.ATTENTION, Part.MLP, Part.SHARED_EXPERT, Part.EXPERT)
 LONGEST_PATTERN = 500
+IGNORE_KEYS = (
+    "ignore",
+    "modules_to_not_convert",
+    "ignored_layers",
+    "exclude_modules",
+    "exclude",
+    "llm_int8_skip_modules",
+)
 
 SCALE_BITS = {"fp8": 32.0, "awq": 16.0, "gptq": 16.0}
 """One scale per block or group: fp32 for fp8 blocks (DeepSeek-V3's `weight_scale_inv`), fp16 for AWQ and GPTQ."""
@@ -83,7 +91,7 @@ def element_bits(section: Fields, method: str) -> float:
     if method in FORMAT_BITS:
         return FORMAT_BITS[method]
     if method in ("awq", "gptq", "auto-round", "autoround"):
-        group = section.size("group_size", default=128)
+        group = section.size("group_size", "q_group_size", default=128)
         bits = section.size("bits", "w_bit", most=16)
         zero_points = bits if section.flag("zero_point") or not section.flag("sym") else 0
         return bits + (SCALE_BITS["awq"] + zero_points) / group
@@ -91,13 +99,15 @@ def element_bits(section: Fields, method: str) -> float:
         if section.flag("load_in_8bit", "_load_in_8bit"):
             return 8.0
         return 4.0 + 32.0 / 64.0  # one fp32 scale per 64 elements (QLoRA, arXiv 2305.14314, section 2)
-    if method == "modelopt":
+    if method.startswith("modelopt"):
         return modelopt_bits(section)
+    if method == "quark":
+        return quark_bits(section)
     if method == "compressed-tensors":
         return compressed_tensors_bits(section)
     if method == "fbgemm_fp8":
         return 8.0
-    known = "fp8, mxfp4, nvfp4, awq, gptq, bitsandbytes, modelopt, compressed-tensors, fbgemm_fp8"
+    known = "fp8, mxfp4, nvfp4, awq, gptq, bitsandbytes, modelopt, quark, compressed-tensors, fbgemm_fp8"
     raise section.error(f"unknown quant_method {shown(method)}; known: {known}")
 
 
@@ -113,6 +123,19 @@ def modelopt_bits(section: Fields) -> float:
     if "W4A16" in algorithm:
         return 4.0 + 16.0 / section.size("group_size", default=128)
     raise section.error(f"unknown quant_algo {shown(algorithm)}; known: FP8, NVFP4, MXFP8, W4A16_AWQ")
+
+
+def quark_bits(section: Fields) -> float:
+    """AMD Quark: the number format of the weights, fp4 in groups of 32 with an 8-bit scale (MXFP4)."""
+    overall = section.section("global_quant_config")
+    weight = overall.section("weight") if overall else None
+    if weight is None:
+        raise section.error("global_quant_config.weight is missing")
+    name = weight.text("dtype")
+    formats = {"fp8_e4m3": 8.0, "fp4": FORMAT_BITS["mxfp4"], "int8": 8.0, "int4": 4.0, "uint4": 4.0}
+    if name not in formats:
+        raise section.error(f"unknown weight dtype {shown(name)}; known: {', '.join(formats)}")
+    return formats[name]
 
 
 def compressed_tensors_bits(section: Fields) -> float:
@@ -137,7 +160,7 @@ def compressed_tensors_bits(section: Fields) -> float:
 def ignore_rule(section: Fields) -> Ignored:
     """Whether a module is left as it was: names, globs and 're:' patterns under the keys that the methods use."""
     patterns: list[str] = []
-    for key in ("ignore", "modules_to_not_convert", "ignored_layers", "exclude_modules", "llm_int8_skip_modules"):
+    for key in IGNORE_KEYS:
         patterns += section.texts(key) or []
     too_long = next((p for p in patterns if len(p) > LONGEST_PATTERN), None)
     if too_long is not None:
