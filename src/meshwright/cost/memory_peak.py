@@ -54,4 +54,4 @@ def peak_memory(
         here: FloatArray = held[stage][held_of] + live[stage][live_of]
         role[here > peak] = stage
         peak = np.maximum(peak, here)
-    return peak + float(cluster.reserved_bytes), shapes.index[shape.inverse, role]
+    return peak * (1.0 + stack.allocator_slack) + float(cluster.reserved_bytes), shapes.index[shape.inverse, role]
