@@ -44,8 +44,9 @@ def estimate(
     dp left out is as many replicas as the cluster holds. Exit code 1 says that it does not fit.
     """
     from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, is_plan, job_of_model, job_of_plan, plan_of
+    from meshwright.commands.serving import estimate_serving
     from meshwright.cost.evaluate import estimate as price
-    from meshwright.plan import Plan
+    from meshwright.plan import Plan, ServingWorkload
     from meshwright.planner.legality import check
     from meshwright.report.estimate_tables import estimate_report
     from meshwright.report.headings import job_line
@@ -62,6 +63,8 @@ def estimate(
     }  # fmt: skip
     if is_plan(model):
         plan = Plan.read(model)
+        if isinstance(plan.workload, ServingWorkload):
+            return estimate_serving(plan, plan.workload, as_json)
         job, base = job_of_plan(plan, machine, work), plan.parallel
         if not machine.resizes and not any((dp, tp, pp, cp)):
             given["dp"] = base.dp

@@ -46,19 +46,25 @@ def plan(
     flash: o.Flash = None,
     dropout: o.Dropout = None,
     stack: o.StackName = None,
+    serve: o.Serve = False,
+    prompt: o.Prompt = None,
+    output_tokens: o.Output = None,
+    ttft_ms: o.TtftMs = None,
+    tpot_ms: o.TpotMs = None,
     out: o.PlanOut = None,
     plot: o.Plot = False,
     as_json: o.Json = False,
 ) -> int:
-    """Search every legal split of a training step and show the best, why they win or lose, and what would help.
+    """Search every legal split and show the best, why they win or lose, and what would help.
 
+    A training step of --global-batch sequences of --seq tokens, or with --serve requests of --prompt and --output.
     Axes and knobs that are given restrict the search (several values like --tp 4,8). Exit code 1: nothing fits.
     """
     from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, job_of_model
+    from meshwright.commands.serving import Requests, plan_serving, refuse_training_options
     from meshwright.planner.constraints import Constraints
 
     machine = ClusterOptions(cluster, nodes, gpus, gpus_per_node, reserved_gib)
-    job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
     named = {"dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "vpp": vpp, "zero": zero}
     allowed = {name: sizes(f"--{name}", text) for name, text in named.items()}
     fixed = Constraints(
@@ -70,6 +76,16 @@ def plan(
         sequence_parallel=None if sp is None else (sp,),
         precision=precision or HybridParallelConfig().precision,
     )
+    requests = Requests(prompt, output_tokens, ttft_ms, tpot_ms)
+    if serve:
+        refuse_training_options({
+            "--seq": seq, "--global-batch": global_batch, "--cp": cp, "--vpp": vpp, "--micro-batch": micro_batch,
+            "--zero": zero, "--recompute": recompute, "--schedule": schedule, "--sp": sp, "--optimizer": optimizer,
+            "--flash": flash, "--dropout": dropout,
+        })  # fmt: skip
+        return plan_serving(model, machine, requests, fixed, objective, top, stack, out, as_json)
+    requests.refuse_without_serve()
+    job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
     batch = needed("--global-batch", global_batch, 512)
     return train(Question(job, batch, fixed, objective, top), out=out, plot=plot, as_json=as_json)
 

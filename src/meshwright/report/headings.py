@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from meshwright.cost.workload import ServingWorkload
 from meshwright.hardware import Cluster
 from meshwright.models import ModelSpec, active_parameters
 from meshwright.report.catalogue_tables import routed_experts
-from meshwright.report.numbers import billions, gib
+from meshwright.report.numbers import billions, gib, seconds
 
 
 def model_words(model: ModelSpec) -> str:
@@ -23,3 +24,12 @@ def cluster_words(cluster: Cluster) -> str:
 def job_line(model: ModelSpec, cluster: Cluster, seq: int, global_batch: int) -> str:
     """Model, machine and the step that is planned."""
     return f"{model_words(model)} on {cluster_words(cluster)}, sequences of {seq}, global batch {global_batch}"
+
+
+def serving_line(model: ModelSpec, cluster: Cluster, workload: ServingWorkload) -> str:
+    """Model, machine and the requests that are served."""
+    targets = [f"first token within {seconds(workload.ttft_s)}"] if workload.ttft_s else []
+    targets += [f"{seconds(workload.tpot_s)} per token"] if workload.tpot_s else []
+    within = f", {' and '.join(targets)}" if targets else ""
+    requests = f"prompts of {workload.prompt} and answers of {workload.output} tokens"
+    return f"{model_words(model)} served on {cluster_words(cluster)}, {requests}{within}"

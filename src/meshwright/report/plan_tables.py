@@ -6,6 +6,7 @@ In: the results of the planner. Out: rich renderables.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,6 +21,7 @@ from meshwright.report.estimate_tables import table
 from meshwright.report.numbers import gib, percent, seconds, whole
 from meshwright.report.plots import Series, plot
 
+Point = TypeVar("Point")
 MOST_CHANGES = 3
 SPLIT_COLUMNS = ("dp", "pp", "cp", "tp", "ep")
 SCHEDULES = {"interleaved-1f1b": "1f1b-i"}
@@ -154,7 +156,7 @@ def front_table(front: Sequence[FrontPoint], most: int = 8) -> Table:
     return made
 
 
-def spread(points: Sequence[FrontPoint], most: int) -> list[FrontPoint]:
+def spread(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` of the points, both ends among them."""
     if len(points) <= most:
         return list(points)

@@ -1,0 +1,103 @@
+"""Serving through the commands: plan --serve, its plan file, its refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOB = [
+    "plan",
+    "llama-3.1-70b",
+    "--cluster",
+    "h100-sxm",
+    "--nodes",
+    "1",
+    "--serve",
+    "--prompt",
+    "1024",
+    "--output",
+    "256",
+]
+
+
+def test_the_ways_to_serve_are_ranked_with_reasons(meshwright: Callable[..., Any]) -> None:
+    done = meshwright(*JOB)
+    assert (done.code, done.err) == (0, "")
+    for words in ("Best ways to serve by throughput", "first token", "per token", "Why", "textbook rule"):
+        assert words in done.out
+
+
+def test_the_serving_document_has_plans_and_search(meshwright: Callable[..., Any]) -> None:
+    found = json.loads(meshwright(*JOB, "--json").out)
+    speeds = [plan["throughput"]["tokens_per_s_per_gpu"] for plan in found["plans"]]
+    assert speeds == sorted(speeds, reverse=True)
+    assert found["search"].keys() >= {"evaluated", "feasible", "seconds"}
+    for plan in found["plans"]:
+        memory = plan["memory"]
+        assert memory["fits"]
+        held = memory["weights_bytes"] + memory["workspace_bytes"]
+        held += memory["cache_bytes_per_sequence"] * memory["max_sequences"]
+        assert held <= memory["capacity_bytes"]
+        sizes = plan["config"]
+        assert sizes["dp"] * sizes["pp"] * sizes["tp"] == 8
+
+
+def test_latency_asks_for_more_tensor_parallelism_than_throughput(meshwright: Callable[..., Any]) -> None:
+    fast, busy = (
+        json.loads(meshwright(*JOB, "--json", "--objective", objective).out)["plans"][0]
+        for objective in ("latency", "throughput")
+    )
+    assert fast["time"]["tpot_s"] < busy["time"]["tpot_s"]
+    assert fast["config"]["tp"] >= busy["config"]["tp"]
+
+
+def test_targets_are_kept(meshwright: Callable[..., Any]) -> None:
+    found = json.loads(meshwright(*JOB, "--json", "--tpot-ms", "30").out)
+    assert found["plans"]
+    assert all(plan["time"]["tpot_s"] <= 0.030 * 1.0001 for plan in found["plans"])
+
+
+def test_targets_that_nothing_keeps_are_a_no(meshwright: Callable[..., Any]) -> None:
+    done = meshwright(*JOB, "--tpot-ms", "0.001")
+    assert (done.code, done.err) == (1, "")
+    assert "nothing keeps the targets" in done.out
+
+
+def test_a_model_that_no_replica_holds_is_a_no(meshwright: Callable[..., Any]) -> None:
+    found = meshwright("plan", "deepseek-v3", *JOB[2:])
+    assert (found.code, found.err) == (1, "")
+    assert "GPUs hold it" in found.out
+
+
+def test_a_serving_plan_file_is_estimated_as_it_was_found(meshwright: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    best = json.loads(meshwright(*JOB, "--json", "-o", file).out)["plans"][0]
+    again = json.loads(meshwright("estimate", file, "--json").out)
+    assert again == {key: value for key, value in best.items() if key != "reason"}
+    assert "KV cache" in meshwright("estimate", file).out
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--seq", "4096"], "--seq is about training"),
+        (["--zero", "1"], "--zero is about training"),
+        (["--tpot-ms", "0"], "milliseconds above zero"),
+        (["--tpot-ms", "nan"], "milliseconds above zero"),
+        (["--stack", "nonsense"], "unknown serving engine"),
+        (["--tp", "3"], "no split"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(meshwright: Callable[..., Any], extra: list[str], words: str) -> None:
+    done = meshwright(*JOB, *extra)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert words in done.err
+
+
+def test_requests_without_serve_are_refused(meshwright: Callable[..., Any]) -> None:
+    done = meshwright(*[word for word in JOB if word != "--serve"])
+    assert (done.code, done.out, done.err) == (2, "", "meshwright: --prompt is about serving: give --serve too\n")
