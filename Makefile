@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -34,6 +34,10 @@ demo: $(STAMP)
 ## make test             the whole test suite
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+## make bench-planner    configurations per second, search times and memory on one core, llm-analysis beside it
+bench-planner: $(STAMP)
+	$(TEST_ENV) $(BIN)/python benchmarks/bench_planner.py
 
 ## make lint             ruff, pyright (strict where there is no torch), import-linter with the table of docs/design.md
 lint: $(STAMP)
