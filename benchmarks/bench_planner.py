@@ -50,7 +50,8 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform =
 counts = result.counts
 print(json.dumps({
     "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak,
-    "enumerated": counts.enumerated, "evaluated": counts.evaluated, "feasible": counts.feasible, "mfu": result.best[0].throughput.mfu if result.best else None,
+    "enumerated": counts.enumerated, "evaluated": counts.evaluated,
+    "feasible": counts.feasible, "mfu": result.best[0].throughput.mfu if result.best else None,
 }))
 """
 
@@ -188,7 +189,8 @@ def report(document: dict, say: Callable[[str], object] = print) -> None:
     say(f"command line with start-up: {document['command_line_s']:.2f} s")
     other = document["llm_analysis"]
     say(
-        f"llm-analysis {PEER_VERSION}: {other['per_s']:,.0f} configurations per CPU second; meshwright is {other['ratio']:,.0f}x"
+        f"llm-analysis {PEER_VERSION}: {other['per_s']:,.0f} configurations per CPU second;"
+        f" meshwright is {other['ratio']:,.0f}x"
     )
     say(
         f"  GPT-3 175B, 1,024 A100, tp 8 pp 8 dp 16: step {other['step_s']:.1f} s,"

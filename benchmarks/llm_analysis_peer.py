@@ -1,5 +1,5 @@
-"""Runs inside the environment of llm-analysis (PyPI), not of meshwright: how many training configurations a CPU second it
-evaluates, and what it says of one. Reads a JSON request on stdin, prints one JSON document.
+"""Runs inside the environment of llm-analysis (PyPI), not of meshwright: how many training configurations it evaluates
+in a CPU second, and what it says of one. Reads a JSON request on stdin, prints one JSON document.
 
 Its log (a page per call) is switched off, so that only the arithmetic is timed.
 """
