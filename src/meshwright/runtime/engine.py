@@ -79,6 +79,7 @@ class Engine:
     parameters: list[LocalParameter]
     data_parallel: PlainDataParallel | ShardedDataParallel
     executor: PipelineExecutor
+    evaluator: PipelineExecutor
     optimizer: LocalOptimizer
     options: EngineOptions
     scaler: LossScaler | None
@@ -140,6 +141,11 @@ class Engine:
             self._scale_gradients(nominal / max(1, count))
         return loss, count
 
+    def evaluate(self, tokens: Tensor, labels: Tensor) -> float:
+        """Mean loss of a global batch, forward only: no gradients, and no activation is kept."""
+        summed = self.evaluator.run(list(self._microbatches(tokens, labels)))
+        return self._global_loss(summed, labels)[0]
+
     def _microbatches(self, tokens: Tensor, labels: Tensor) -> Iterator[Microbatch]:
         size = self.config.micro_batch
         expected = (self.config.num_microbatches * size, self.options.seq)
@@ -189,17 +195,16 @@ def build_engine(
     data_parallel = (
         ShardedDataParallel(local, chunks, config.zero) if shards else PlainDataParallel(local, groups.axis("dp_cp"))
     )
-    executor = PipelineExecutor(
-        schedule,
-        chunks,
-        groups.axis("pp"),
-        activation_shape(config, model_config, options.seq, compute, groups.device.torch),
-        data_parallel.before_backward,
-        options.forward_context,
+    activation = activation_shape(config, model_config, options.seq, compute, groups.device.torch)
+    executor, evaluator = (
+        PipelineExecutor(
+            order, chunks, groups.axis("pp"), activation, data_parallel.before_backward, options.forward_context
+        )
+        for order in (schedule, pipeline_schedule(config, forward_only=True))
     )
     optimizer = LocalOptimizer(local, options.optimizer)
     scaler = LossScaler() if compute == torch.float16 else None
-    return Engine(config, groups, chunks, local, data_parallel, executor, optimizer, options, scaler)
+    return Engine(config, groups, chunks, local, data_parallel, executor, evaluator, optimizer, options, scaler)
 
 
 def pipeline_schedule(config: HybridParallelConfig, forward_only: bool = False) -> PipelineSchedule:
