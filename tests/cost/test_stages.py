@@ -13,6 +13,7 @@ from tests.cost.shapes import decoder
 from meshwright.cost.candidates import Candidates
 from meshwright.cost.stages import even_split, stage_layers, stages
 from meshwright.layout.config import HybridParallelConfig, Schedule
+from meshwright.schedules.closed_form import live_microbatches
 from meshwright.schedules.placement import chunk_owner
 
 
@@ -66,7 +67,9 @@ def test_roles_with_their_weights_are_the_stages_placed_by_hand(
             )
             found += [content] * int(roles.weight[row, s])
             assert expected[roles.index[row, s]] == content
-            assert expected.index(content) == roles.index[row, s], "a role stands at its first stage"
+            held = [stage for stage, other in enumerate(expected) if other == content]
+            stands = held[-1] if config.schedule is Schedule.ZBV else held[0]
+            assert stands == roles.index[row, s], "a role stands at its stage with most live microbatches"
         assert sorted(found) == sorted(expected)
 
 
@@ -85,6 +88,18 @@ def test_v_shaped_schedules_put_embedding_and_head_on_stage_0() -> None:
     assert roles.first[0, 0]
     assert roles.last[0, 0]
     assert not roles.last[0, 1:].any()
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+@pytest.mark.parametrize("microbatches", [1, 3, 5, 8, 16])
+def test_no_stage_holds_more_live_microbatches_than_the_role_it_belongs_to(
+    schedule: Schedule, microbatches: int
+) -> None:
+    vpp = 1 if schedule in (Schedule.GPIPE, Schedule.ONE_F_ONE_B, Schedule.ZB_H1) else 2
+    config = HybridParallelConfig(pp=4, vpp=vpp, schedule=schedule, global_batch=microbatches)
+    roles = stages(decoder(layers=8), Candidates.from_configs([config]))
+    live = live_microbatches(tuple(Schedule).index(schedule), 4, microbatches, vpp, np.arange(4))
+    assert live[roles.index[0]].max() == live.max()
 
 
 def test_a_layer_split_that_misses_layers_is_refused() -> None:

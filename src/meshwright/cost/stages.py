@@ -1,10 +1,11 @@
 """Stages: which decoder layers each pipeline stage of a candidate holds, reduced to the stages that can matter.
 
-Under every schedule here an earlier stage holds at least as many live microbatches as a later one, so of several
-stages with equal contents only the first can be the memory peak, and all have equal compute. A candidate is
-therefore described by a few roles (S of them, padded with weight 0), each standing for `weight` real stages.
+An earlier stage holds at least as many live microbatches as a later one, so of several stages with equal contents
+only the first can be the memory peak, and all have equal compute. A candidate is therefore described by a few roles
+(S of them, padded with weight 0), each standing for `weight` real stages.
 
 Where a schedule folds the pipeline into a V, the first stage also holds the last chunk: embedding and head live on it.
+There a later stage holds at least as many live microbatches (more of them below 2p), so the last of equals counts.
 
 Roles depend only on (pp, vpp, V-shaped or not, layer split): `stage_keys` finds the distinct ones, `role_table` works
 each out once, and `stages` gathers.
@@ -26,9 +27,10 @@ from meshwright.schedules.placement import V_SHAPED, chunk_owner
 class Stages:
     """Arrays [n, S]; `layers` is [n, S, K] with K the model's layer kinds. Where vpp > 1 a stage sums its chunks.
 
-    `index` is the (first) pp coordinate of the role; `weight` how many real stages it stands for, 0 for padding.
-    Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order of `index`. `sends`
-    is the number of the stage's chunks whose output goes to another stage (`receives`: whose input comes from one).
+    `index` is the pp coordinate of the role (first of equals, in a V the last); `weight` how many real stages it stands
+    for, 0 for padding. Padding repeats the role before it, so that maxima over roles need no mask. Roles are in order
+    of `index`. `sends` is the number of the stage's chunks whose output goes to another stage (`receives`: whose input
+    comes from one).
     """
 
     index: IntArray
@@ -138,9 +140,9 @@ def _roles(
     weight: dict[tuple[int, ...], int] = {}
     listed: list[list[int]] = contents.tolist()
     for at, content in enumerate(tuple(stage) for stage in listed):
-        index.setdefault(content, at)
+        index[content] = at if v_shaped else index.get(content, at)
         weight[content] = weight.get(content, 0) + 1
-    return np.array([(at, weight[content], *content) for content, at in index.items()], dtype=np.int64)
+    return np.array(sorted((at, weight[content], *content) for content, at in index.items()), dtype=np.int64)
 
 
 def role_table(model: ModelSpec, keys: StageKeys) -> Stages:
