@@ -158,7 +158,7 @@ def decode_step(x: Engine, sequences: FloatArray, context: FloatArray) -> FloatA
 def _pipelined(x: Engine, batch: Batch, pieces: FloatArray) -> FloatArray:
     """Seconds of `pieces` equal passes through all stages: the first one's way, and a beat for each further one."""
     per_stage = pass_seconds(x, batch)
-    host = host_seconds(x, batch.logits)
+    host = host_seconds(x, batch.logits, per_stage.max(axis=1))
     return (x.stages.weight * per_stage).sum(axis=1) + (pieces - 1.0) * per_stage.max(axis=1) + pieces * host
 
 
@@ -183,7 +183,8 @@ def _saturated(
     length = np.full(len(x.candidates), float(max(workload.prompt, 1)))
     logits = decoding * (1.0 + 1.0 / workload.output)
     per_stage = pass_seconds(x, Batch(prompt_tokens, length, decoding, context, logits))
-    beat = per_stage.max(axis=1) + host_seconds(x, decoding)
+    slowest = per_stage.max(axis=1)
+    beat = slowest + host_seconds(x, decoding, slowest)
     # a token passes every stage; with fewer sequences than stages some of them idle
     tpot = beat * pp
     rate = sequences / tpot

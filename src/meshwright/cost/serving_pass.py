@@ -90,6 +90,7 @@ def engine(
     held = WEIGHT_BYTES[candidates.precision] if weight_bytes is None else weight_bytes
     narrow = candidates.precision in (Precision.FP8, Precision.MXFP8, Precision.NVFP4)
     share = (device.gemm_fp8 if narrow else device.gemm) * stack.gemm
+    share *= stack.gemm_fp4 if candidates.precision is Precision.NVFP4 else 1.0
     thin = replace(device, tiles=device.tiles + SKINNY_TILES, quantisation=0.0, launch_s=0.0)
     thin = replace(thin, memory=device.memory * stack.stream)
     peak16 = peak_flops(accelerator, Precision.FP32 if candidates.precision is Precision.FP32 else Precision.BF16)
@@ -119,9 +120,12 @@ def pass_seconds(x: Engine, batch: Batch) -> FloatArray:
     return total + x.stages.sends * _boundary_seconds(x, batch)[:, None]
 
 
-def host_seconds(x: Engine, sequences: FloatArray) -> FloatArray:
-    """Host time of a pass that nothing hides [n]."""
-    return x.stack.step_host_s + x.stack.sequence_host_s * sequences
+def host_seconds(x: Engine, sequences: FloatArray, device_s: FloatArray) -> FloatArray:
+    """Host time that a pass of `device_s` does not hide [n]."""
+    work = x.stack.sequence_host_s * sequences
+    if not x.stack.host_overlap:
+        return x.stack.step_host_s + work
+    return x.stack.step_host_s + np.where(x.candidates.pp == 1, np.maximum(work - device_s, 0.0), work)
 
 
 def _layer_seconds(kind: LayerKind, x: Engine, batch: Batch) -> FloatArray:
@@ -145,7 +149,8 @@ def _product_seconds(product: Matmul, kind: LayerKind, x: Engine, batch: Batch) 
     if not product.experts:
         return x.products.seconds(batch.tokens, n, k)
     rows, active = expert_load(product.experts, product.tokens_factor, x, batch)
-    return x.products.seconds(rows / np.maximum(active, 1.0), n, k, active)
+    uneven = np.where(c.ep > 1, x.stack.expert_imbalance, 1.0)
+    return x.products.seconds(uneven * rows / np.maximum(active, 1.0), n, k, active) / x.stack.expert_gemm
 
 
 def expert_load(experts: int, top_k: float, x: Engine, batch: Batch) -> tuple[FloatArray, FloatArray]:

@@ -20,12 +20,16 @@ class ServingStack:
     name: str = "generic"
     frameworks: tuple[str, ...] = ()  # lower-case words by which an engine's name is recognised
     gemm: float = 1.0  # products relative to the architecture's own surface
+    gemm_fp4: float = 1.0  # 4-bit products relative to the same share of the 4-bit peak
+    expert_gemm: float = 1.0  # grouped products of experts relative to dense ones
+    expert_imbalance: float = 1.0  # routed tokens of the busiest ep rank over the mean
     stream: float = 1.0  # memory streaming of weights and cache relative to the architecture's own share
     cache_stream: float = 0.8  # decoding attention's bandwidth over the cache relative to streaming weights
     layer_kernels: int = 12  # kernels of a layer's forward pass, each with a launch gap
     kernel_s: float = 2e-6  # the gap between two kernels (graph launch)
     step_host_s: float = 2e-4  # host time per forward pass that compute does not hide
     sequence_host_s: float = 0.0  # host time per sequence of a pass: scheduling, sampling, detokenisation
+    host_overlap: bool = False  # that time runs beside the device's (not where a pipeline needs it between passes)
     reduce_call_s: float = 8e-6  # start of one tensor-parallel all-reduce
     elementwise_passes: float = 1.0
     cache_share: float = 0.9  # of the memory left after weights and workspace

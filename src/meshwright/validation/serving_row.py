@@ -14,7 +14,7 @@ from meshwright.cost.workload import ServingWorkload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.models.fields import Fields
-from meshwright.models.spec import ModelSpec
+from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.validation.clusters import ClusterFacts
 from meshwright.validation.measured import positive
 from meshwright.validation.scored import Group
@@ -81,7 +81,7 @@ def serving_case(row: Fields, group: Group, shapes: Shapes) -> ServingCase:
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
     precision, weight_bytes = _precision(row)
-    config = _config(row, facts.gpus, precision)
+    config = _config(row, model, facts.gpus, precision)
     workload = _workload(row, kind, precision, assumed)
     batch = row.whole("batch")
     if batch is None and kind is not Kind.THROUGHPUT:
@@ -146,8 +146,9 @@ def _precision(row: Fields) -> tuple[Precision, float | None]:
     return Precision(word), None
 
 
-def _config(row: Fields, gpus: int, precision: Precision) -> HybridParallelConfig:
-    """The row's split. Under attention-DP every rank of the group attends to its own sequences: tp becomes dp."""
+def _config(row: Fields, model: ModelSpec, gpus: int, precision: Precision) -> HybridParallelConfig:
+    """The row's split. Under attention-DP every rank of the group attends to its own sequences: tp becomes dp. Experts
+    that are not spread over ep are split over tp."""
     tp, pp, ep = row.size("tp", default=1), row.size("pp", default=1), row.size("ep", default=1)
     if row.flag("attention_dp"):
         tp = 1
@@ -156,4 +157,6 @@ def _config(row: Fields, gpus: int, precision: Precision) -> HybridParallelConfi
     dp = gpus // (tp * pp)
     if (dp * tp) % ep:
         raise SkippedError(f"ep {ep} does not divide the {dp * tp} ranks of a stage")
-    return HybridParallelConfig(dp=dp, tp=tp, pp=pp, ep=ep, precision=precision)
+    routed = any(isinstance(kind.mlp, MoeMlp) for kind in model.kinds)
+    expert_tp = tp // ep if routed and tp % ep == 0 else 1
+    return HybridParallelConfig(dp=dp, tp=tp, pp=pp, ep=ep, expert_tp=max(expert_tp, 1), precision=precision)
