@@ -8,62 +8,75 @@ folder appears under its name only when it is complete.
 from __future__ import annotations
 
 import json
-import os
-import pickle
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.distributed.checkpoint as dcp
+from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from meshwright.errors import InputError
-from meshwright.runtime.data import write_text
+from meshwright.plan import Plan
+from meshwright.runtime.checkpoint_files import CheckpointReader, CheckpointWriter
 from meshwright.runtime.engine import Engine
+from meshwright.runtime.files import sync_folder, write_text
 
-STATE_FILE = "meshwright.json"
+STATE_FILE, PLAN_FILE, CONFIG_FILE = "progress.json", "plan.yaml", "config.json"
 FORMAT = 1
-COMPLETE = re.compile(r"step-(\d{8})")
+NAME = re.compile(r"step-(\d{8})")
+WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run must know beside tensors. All randomness follows from the seed, the step and the sequence."""
+    """What a run must know beside tensors. All randomness (weights, order of the data, dropout) follows from the seed
+    and the position, so no generator's state is needed. `optimizer_steps` lacks those that fp16 skipped."""
 
     step: int
     optimizer_steps: int
     sequences: int
     seed: int
+    seq: int
     loss_scale: float | None = None
     good_steps: int = 0
     format: int = FORMAT
 
 
+@dataclass(frozen=True)
+class DataPosition:
+    """Sequences of `seq` tokens consumed of the order that `seed` gives."""
+
+    sequences: int
+    seed: int
+    seq: int
+
+
 class Boxes:
-    """This rank's parts of one global tensor, in the protocol by which torch.distributed.checkpoint asks a tensor for
-    its pieces. Copies that another rank writes have nothing to write, but are read."""
+    """This rank's parts of one global tensor, in the protocol by which torch.distributed.checkpoint asks a tensor for its
+    pieces. Copies that another rank writes have nothing to write, but are read."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = torch.Size(shape)
-        self._parts: list[tuple[torch.Size, Tensor, bool]] = []
+        self._shape = Size(shape)
+        self._parts: list[tuple[Size, Tensor, bool]] = []
 
     def add(self, tensor: Tensor, offsets: tuple[int, ...], writes: bool) -> None:
         if tensor.numel():
-            self._parts.append((torch.Size(offsets), tensor, writes))
+            self._parts.append((Size(offsets), tensor, writes))
 
     def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
         return [
@@ -86,12 +99,44 @@ class Boxes:
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         return next(tensor for offsets, tensor, _ in self._parts if offsets == index.offset)
 
-    def size(self) -> torch.Size:
+    def size(self) -> Size:
         return self._shape
 
 
+class BoxSavePlanner(DefaultSavePlanner):
+    """torch's planner, told how to find a box (it looks for plain tensors only)."""
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+
+
+class BoxLoadPlanner(DefaultLoadPlanner):
+    """The same for reading: from every part that overlaps with a box."""
+
+    def __init__(self, boxes: Mapping[str, Boxes]) -> None:
+        super().__init__()
+        self._boxes = boxes
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        items: list[ReadItem] = []
+        for name, boxes in self._boxes.items():
+            stored = self.metadata.state_dict_metadata.get(name)
+            if not isinstance(stored, TensorStorageMetadata):
+                raise InputError(f"no tensor {name} in the checkpoint: it is of another model")
+            if stored.size != boxes.size():
+                raise InputError(
+                    f"{name} is {list(stored.size)} in the checkpoint and {list(boxes.size())} in the plan's model"
+                )
+            items += create_read_items_for_chunk_list(name, stored, boxes.__create_chunk_list__())
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self._boxes[index.fqn].__get_tensor_shard__(index)
+
+
 def tensors_of(engine: Engine) -> dict[str, Boxes]:
-    """Weights and optimizer state of this rank, by name."""
+    """Weights (the optimizer's masters) and optimizer state of this rank, by name."""
     engine.optimizer.create_state()
     found: dict[str, Boxes] = {}
     for leaf, parameter in zip(engine.optimizer.leaves, engine.parameters, strict=True):
@@ -99,70 +144,79 @@ def tensors_of(engine: Engine) -> dict[str, Boxes]:
             continue
         state = engine.optimizer.adamw.state[leaf]
         writes = engine.owns(parameter)
-        tensors = {"weight": leaf.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        tensors = {WEIGHT: leaf.detach(), "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
         for kind, tensor in tensors.items():
             boxes = found.setdefault(f"{kind}.{parameter.slice.name}", Boxes(parameter.slice.shape))
             boxes.add(tensor, parameter.offsets, writes)
     return found
 
 
-def save(engine: Engine, folder: Path, sequences: int, seed: int, keep: int = 2) -> Path:
-    """Write `folder`/step-N on all ranks together; old complete checkpoints beyond `keep` are removed."""
+def save(
+    engine: Engine, folder: Path, position: DataPosition, plan: Plan, model_config: Any, keep: int | None = None
+) -> Path:
+    """Write `folder`/step-N on all ranks together; of the complete checkpoints the last `keep` stay (None: all)."""
     target = folder / f"step-{engine.steps_done:08d}"
     beside = folder / f".{target.name}.incomplete"
-    if dist.get_rank() == 0:
+    on_first_rank = dist.get_rank() == 0
+    if on_first_rank:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*.incomplete"):
             shutil.rmtree(leftover)
     dist.barrier()
-    save_distributed(dict(tensors_of(engine)), storage_writer=FileSystemWriter(beside, sync_files=True))
-    if dist.get_rank() == 0:
-        scaler = engine.scaler
-        progress = Progress(
-            engine.steps_done,
-            engine.optimizer.steps_taken,
-            sequences,
-            seed,
-            scaler.scale if scaler else None,
-            scaler.good_steps if scaler else 0,
-        )
-        write_text(beside / STATE_FILE, json.dumps(asdict(progress)))
-        shutil.rmtree(target, ignore_errors=True)
+    dcp.save(dict(tensors_of(engine)), storage_writer=CheckpointWriter(beside), planner=BoxSavePlanner())
+    if on_first_rank:
+        plan.write(beside / PLAN_FILE)
+        write_text(beside / CONFIG_FILE, json.dumps(model_config.to_dict(), indent=1, default=str))
+        write_text(beside / STATE_FILE, json.dumps(asdict(_progress(engine, position))))
+        sync_folder(beside)
+        if target.exists():  # of the same step: a run that diverged from it was resumed
+            shutil.rmtree(target)
         beside.rename(target)
-        _sync_folder(folder)
-        for old in complete(folder)[:-keep]:
+        sync_folder(folder)
+        for old in complete(folder)[: -keep if keep else 0]:
             shutil.rmtree(old)
     dist.barrier()
     return target
+
+
+def _progress(engine: Engine, position: DataPosition) -> Progress:
+    scaler = engine.scaler
+    return Progress(
+        engine.steps_done,
+        engine.optimizer.steps_taken,
+        position.sequences,
+        position.seed,
+        position.seq,
+        scaler.scale if scaler else None,
+        scaler.good_steps if scaler else 0,
+    )
 
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if COMPLETE.fullmatch(p.name) and (p / STATE_FILE).is_file())
+    return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and (p / STATE_FILE).is_file())
 
 
 def read_progress(checkpoint: Path) -> Progress:
+    """What a checkpoint says of itself, checked."""
     try:
-        values = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
-        progress = Progress(**values)
-    except (OSError, ValueError, TypeError) as error:
+        progress = Progress(**json.loads((checkpoint / STATE_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{checkpoint}: not a checkpoint of meshwright ({str(error)[:100]})") from None
-    counts = (progress.step, progress.optimizer_steps, progress.sequences, progress.seed)
-    if progress.format != FORMAT or any(type(c) is not int or c < 0 for c in counts):
-        raise InputError(f"{checkpoint}: its {STATE_FILE} has format {progress.format} or counts that cannot be")
+    counts = (progress.step, progress.optimizer_steps, progress.sequences, progress.seed, progress.good_steps)
+    scale = progress.loss_scale
+    scale_is_wrong = scale is not None and not (isinstance(scale, float) and math.isfinite(scale) and scale > 0)
+    if progress.format != FORMAT or scale_is_wrong or any(type(c) is not int or c < 0 for c in counts):
+        raise InputError(f"{checkpoint}: its {STATE_FILE} has an unknown format or counts that cannot be")
     return progress
 
 
 def load(engine: Engine, checkpoint: Path) -> Progress:
     """Read weights and optimizer state into an engine of any layout; returns where the run stands."""
     progress = read_progress(checkpoint)
-    try:
-        load_distributed(dict(tensors_of(engine)), storage_reader=CheckedReader(checkpoint))
-    except (CheckpointException, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise InputError(f"{checkpoint}: cannot be loaded into this model ({reason[:200]})") from None
+    read_tensors(dict(tensors_of(engine)), checkpoint)
     engine.optimizer.restored(progress.optimizer_steps)
     engine.copy_second_copies()
     engine.steps_done = progress.step
@@ -171,53 +225,15 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
     return progress
 
 
-class _KnownTypes(pickle.Unpickler):
-    """Unpickles checkpoint metadata: nothing but the classes that torch writes there."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        known = module_name.startswith("torch.distributed.checkpoint.") or (module_name, global_name) in _ALLOWED
-        if not known:
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} has no place in a checkpoint")
-        return super().find_class(module_name, global_name)
-
-
-_ALLOWED = frozenset(
-    {
-        ("torch", "Size"),
-        ("torch", "device"),
-        ("torch.serialization", "_get_layout"),
-        ("pathlib", "PosixPath"),
-        ("pathlib", "WindowsPath"),
-        ("collections", "OrderedDict"),
-        *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float64, torch.float32, torch.bfloat16)),
-        ("torch", "float16"),
-        ("torch", "int64"),
-    }
-)
-
-
-class CheckedReader(FileSystemReader):
-    """torch's file reader, but a hostile .metadata file cannot run code."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata = _KnownTypes(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, ImportError) as error:
-            raise ValueError(f"{path}: not the metadata of a checkpoint ({error})") from None
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path}: not the metadata of a checkpoint")
-        if getattr(metadata, "storage_meta", None) is None:
-            raise ValueError(f"{path}: incomplete metadata")
-        metadata.storage_meta.load_id = self.load_id  # pyright: ignore[reportOptionalMemberAccess]
-        return metadata
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def read_tensors(tensors: Mapping[str, Boxes], checkpoint: Path) -> None:
+    """Fill tensors from a checkpoint, on all ranks together. All fail where one does."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        dcp.load(dict(tensors), storage_reader=CheckpointReader(checkpoint), planner=BoxLoadPlanner(tensors))
+    except CheckpointException as error:  # not an Exception
+        _, (cause, _) = next(iter(sorted(error.failures.items())))
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
+        reason = str(cause).strip().splitlines()
+        raise InputError(
+            f"{checkpoint}: cannot be loaded into this model ({(reason or [type(cause).__name__])[0][:200]})"
+        ) from None

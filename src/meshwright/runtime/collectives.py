@@ -39,14 +39,16 @@ def all_reduce(
     if axis.size == 1:
         return None
     axis.record(Collective.ALL_REDUCE, what, tensor_bytes(tensor))
-    return dist.all_reduce(tensor, op=op, group=axis.group, async_op=async_op)
+    with axis.waiting():
+        return dist.all_reduce(tensor, op=op, group=axis.group, async_op=async_op)
 
 
 def broadcast(tensor: Tensor, axis: AxisGroup, what: str, source: int) -> None:
     """In place, from the axis rank `source`."""
     if axis.size > 1:
         axis.record(Collective.BROADCAST, what, tensor_bytes(tensor))
-        dist.broadcast(tensor, src=axis.ranks[source], group=axis.group)
+        with axis.waiting():
+            dist.broadcast(tensor, src=axis.ranks[source], group=axis.group)
 
 
 def all_gather_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
@@ -55,7 +57,9 @@ def all_gather_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
         return tensor
     gathered = tensor.new_empty((axis.size * tensor.shape[0], *tensor.shape[1:]))
     axis.record(Collective.ALL_GATHER, what, tensor_bytes(gathered))
-    dist.all_gather_single(gathered, tensor.contiguous(), group=axis.group)
+    contiguous = tensor.contiguous()
+    with axis.waiting():
+        dist.all_gather_single(gathered, contiguous, group=axis.group)
     return gathered
 
 
@@ -65,7 +69,9 @@ def reduce_scatter_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tens
         return tensor
     axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor))
     scattered = tensor.new_empty((tensor.shape[0] // axis.size, *tensor.shape[1:]))
-    dist.reduce_scatter_single(scattered, tensor.contiguous(), group=axis.group)
+    contiguous = tensor.contiguous()
+    with axis.waiting():
+        dist.reduce_scatter_single(scattered, contiguous, group=axis.group)
     return scattered
 
 
@@ -78,7 +84,9 @@ def all_to_all_first_dim(
     axis.record(Collective.ALL_TO_ALL, what, tensor_bytes(tensor))
     rows = tensor.shape[0] if received is None else sum(received)
     exchanged = tensor.new_empty((rows, *tensor.shape[1:]))
-    dist.all_to_all_single(exchanged, tensor.contiguous(), received, sent, group=axis.group)
+    contiguous = tensor.contiguous()
+    with axis.waiting():
+        dist.all_to_all_single(exchanged, contiguous, received, sent, group=axis.group)
     return exchanged
 
 

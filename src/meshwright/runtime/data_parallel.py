@@ -78,7 +78,8 @@ class PlainDataParallel:
                 self._launch(bucket)
         for bucket in self._buckets:
             if bucket.work is not None:
-                bucket.work.wait()
+                with self.axis.waiting():
+                    bucket.work.wait()
 
     def _add_buffer(self, members: list[int], what: str, bucket_bytes: int) -> None:
         first = self._parameters[members[0]].master

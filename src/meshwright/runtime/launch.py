@@ -27,6 +27,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
+from meshwright.errors import InputError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0
 
@@ -77,11 +79,17 @@ def joined_world(timeout_s: float = 1800.0) -> Iterator[Device]:
 
 
 def run_ranks(
-    world_size: int, body: Callable[..., Any], *args: Any, timeout_s: float = 120.0, device: Device | None = None
+    world_size: int,
+    body: Callable[..., Any],
+    *args: Any,
+    timeout_s: float = 120.0,
+    device: Device | None = None,
+    endless: bool = False,
 ) -> list[Any]:
     """Run `body(*args)` in `world_size` forked processes joined by torch.distributed; results in rank order.
 
-    The body reads its rank from torch.distributed. Results travel back through a pipe, so keep them small.
+    The body reads its rank from torch.distributed. Results travel back through a pipe, so keep them small. All must end
+    within `timeout_s`, unless the job is `endless`: then the limit holds for each collective only.
     """
     context = multiprocessing.get_context("fork")
     listener = socket.create_server(("127.0.0.1", 0), backlog=max(16, 2 * world_size))
@@ -102,7 +110,7 @@ def run_ranks(
             sender.close()
             processes.append(process)
             pipes.append(receiver)
-        return _collect(processes, pipes, timeout_s)
+        return _collect(processes, pipes, None if endless else timeout_s)
     finally:
         listener.close()
         _stop(processes)
@@ -140,6 +148,9 @@ def _child(
         dist.barrier()
         sender.send((True, result))
         dist.destroy_process_group()
+    except InputError as error:
+        sender.send((False, error))
+        os._exit(1)
     except BaseException:
         sender.send((False, traceback.format_exc()))
         flush_output()
@@ -155,12 +166,13 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: float) -> list[Any]:
+def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: float | None) -> list[Any]:
     results: list[Any] = [None] * len(pipes)
     pending = dict(enumerate(pipes))
-    deadline = time.monotonic() + timeout_s
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while pending:
-        ready = wait(list(pending.values()), timeout=max(0.0, deadline - time.monotonic()))
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = wait(list(pending.values()), timeout=left)
         if not ready:
             raise RankFailedError(min(pending), f"(and {len(pending) - 1} more) did not end within {timeout_s:g} s")
         for rank in [r for r, pipe in pending.items() if pipe in ready]:
@@ -169,6 +181,8 @@ def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: f
             except EOFError:
                 processes[rank].join(GRACE_S)
                 raise RankFailedError(rank, f"died with exit code {processes[rank].exitcode}") from None
+            if isinstance(value, InputError):
+                raise value
             if not succeeded:
                 raise RankFailedError(rank, f"failed:\n{value}")
             results[rank] = value

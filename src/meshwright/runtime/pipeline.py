@@ -148,8 +148,9 @@ class PipelineExecutor:
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
-        for work, _ in live.sends:
-            work.wait()
+        with self.pp.waiting():
+            for work, _ in live.sends:
+                work.wait()
         return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
@@ -179,9 +180,13 @@ class PipelineExecutor:
             return microbatch.tokens
         if not self.schedule.sends_forward(chunk - 1):
             return live.handed_over.pop((chunk - 1, index))
-        received = live.incoming.pop(Action(ActionKind.RECEIVE_FORWARD, chunk, index)).wait()
+        received = self._received(Action(ActionKind.RECEIVE_FORWARD, chunk, index), live)
         live.buffers[(chunk, index)] = received
         return received
+
+    def _received(self, action: Action, live: Live) -> Tensor:
+        with self.pp.waiting():
+            return live.incoming.pop(action).wait()
 
     def _backward(self, action: Action, loss_scale: float, live: Live) -> None:
         chunk, index = key = (action.chunk, action.microbatch)
@@ -191,7 +196,7 @@ class PipelineExecutor:
         if self.chunks[chunk].plan.last:
             torch.autograd.backward(output * loss_scale)
         elif self.schedule.sends_forward(chunk):
-            received = live.incoming.pop(Action(ActionKind.RECEIVE_BACKWARD, chunk, index)).wait()
+            received = self._received(Action(ActionKind.RECEIVE_BACKWARD, chunk, index), live)
             torch.autograd.backward(output, received)
         else:
             torch.autograd.backward(output, live.input_gradients.pop((chunk + 1, index)))
@@ -213,7 +218,8 @@ class PipelineExecutor:
             operations.append(dist.P2POp(call, tensor, peer, self.pp.group))
             tensors.append(tensor)
             self._record(action)
-        works = dist.batch_isend_irecv(operations)
+        with self.pp.waiting():
+            works = dist.batch_isend_irecv(operations)
         for i, (action, tensor) in enumerate(zip(messages, tensors, strict=True)):
             own = [works[i]] if len(works) == len(messages) else list(works)  # NCCL gives one work for the batch
             if action.kind in SENDS:

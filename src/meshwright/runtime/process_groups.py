@@ -20,7 +20,7 @@ from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import Collective
 from meshwright.runtime.launch import Device
-from meshwright.runtime.recorder import Recorder
+from meshwright.runtime.recorder import Recorder, Stopwatch
 
 RankGroups = NDArray[np.int64]  # [groups, size]
 
@@ -65,6 +65,10 @@ class AxisGroup:
 
     def record(self, collective: Collective, what: str, call_bytes: int) -> None:
         self.recorder.record(self.axis, collective, what, self.size, call_bytes)
+
+    def waiting(self) -> Stopwatch:
+        """A context for what blocks on this axis: its wall time is booked on the axis."""
+        return self.recorder.waiting(self.axis)
 
 
 class ProcessGroupManager:

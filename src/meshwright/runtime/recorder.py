@@ -1,17 +1,34 @@
 """The recorded ledger: every collective of this rank, counted by (axis, collective, phase, what) as it is issued.
 
 One `Recorder` lives as long as its ProcessGroupManager; every axis carries it, so that whoever communicates records.
-A record is one dictionary update; `enabled = False` leaves one attribute test.
+A record is one dictionary update; `enabled = False` leaves one attribute test. It also holds how long the host was inside
+collectives of each axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
+from types import TracebackType
 
 from meshwright.ledger import Collective, Phase, TrafficEntry
 
 Key = tuple[str, Collective, Phase, str, int]
+
+
+class Stopwatch:
+    """Adds up the wall time inside `with` blocks. Re-entered blocks would count twice: collectives do not nest."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.seconds += perf_counter() - self._since
 
 
 class Recorder:
@@ -21,6 +38,7 @@ class Recorder:
         self.enabled = enabled
         self.phase = Phase.FORWARD
         self._counts: dict[Key, list[int]] = {}
+        self._watches: dict[str, Stopwatch] = {}
 
     def record(self, axis: str, collective: Collective, what: str, group_size: int, call_bytes: int) -> None:
         if not self.enabled:
@@ -28,6 +46,18 @@ class Recorder:
         entry = self._counts.setdefault((axis, collective, self.phase, what, group_size), [0, 0])
         entry[0] += 1
         entry[1] += call_bytes
+
+    def waiting(self, axis: str) -> Stopwatch:
+        """Wrap what blocks the host: a collective, or the wait for one. Where communication is asynchronous (GPUs) this is
+        the time to enqueue it."""
+        watch = self._watches.get(axis)
+        if watch is None:
+            watch = self._watches[axis] = Stopwatch()
+        return watch
+
+    def waited_s(self) -> dict[str, float]:
+        """Seconds of `waiting` per axis since the last reset."""
+        return {axis: watch.seconds for axis, watch in sorted(self._watches.items()) if watch.seconds}
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -40,6 +70,7 @@ class Recorder:
 
     def reset(self) -> None:
         self._counts.clear()
+        self._watches.clear()
 
     def traffic(self) -> tuple[TrafficEntry, ...]:
         """What was recorded since the last reset, sorted by axis, phase, collective and subject."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from meshwright.errors import InputError
-from meshwright.runtime.data import write_text
+from meshwright.runtime.files import write_text
 from meshwright.runtime.engine import Engine
 from meshwright.runtime.slices import TensorSlice
 from meshwright.runtime.state import LocalParameter

@@ -9,6 +9,7 @@ Each decoder layer is one unit; embedding, final norm and head of a chunk are an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,19 @@ from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.state import LocalParameter, local_tensor
+
+
+class TimedWork(dist.Work):
+    """A collective under way; waiting for it is booked on its axis."""
+
+    def __init__(self, work: dist.Work, axis: AxisGroup) -> None:
+        super().__init__()
+        self._work = work
+        self._axis = axis
+
+    def wait(self, *timeout: timedelta) -> bool:
+        with self._axis.waiting():
+            return self._work.wait(*timeout)
 
 
 class RecordedAllGather(AllGather):
@@ -38,7 +52,9 @@ class RecordedAllGather(AllGather):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         self._axis.record(Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor))
-        return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        with self._axis.waiting():
+            work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        return None if work is None else TimedWork(work, self._axis)
 
 
 class RecordedReduceScatter(ReduceScatter):
@@ -64,13 +80,14 @@ class RecordedReduceScatter(ReduceScatter):
         if self._replicas.size > 1:
             subject = f"{self._unit} gradient shards"
             self._replicas.record(Collective.ALL_REDUCE, subject, tensor_bytes(output_tensor))
-        return dist.reduce_scatter_single(
-            output_tensor,
-            input_tensor,
-            op=op,  # pyright: ignore[reportArgumentType]
-            group=group,
-            async_op=async_op,
-        )
+        with self._axis.waiting():
+            return dist.reduce_scatter_single(
+                output_tensor,
+                input_tensor,
+                op=op,  # pyright: ignore[reportArgumentType]
+                group=group,
+                async_op=async_op,
+            )
 
 
 def shard_mesh(groups: ProcessGroupManager) -> DeviceMesh:

@@ -160,7 +160,12 @@ class Trainer:
                 diverged = not math.isfinite(metrics.loss)
                 if not diverged and self._checkpoint_is_due():
                     saved = checkpoint.save(
-                        self.engine, self.job.out / CHECKPOINTS, self._position(), keep=self.job.keep
+                        self.engine,
+                        self.job.out / CHECKPOINTS,
+                        self._position(),
+                        self.job.plan,
+                        self.job.model_config,
+                        keep=self.job.keep,
                     )
             elapsed = time.perf_counter() - started
             outcome = self._outcome(first, losses, elapsed, saved, diverged)
