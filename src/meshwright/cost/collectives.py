@@ -72,15 +72,18 @@ def call_seconds(
     group_size: IntArray,
     rank_stride: IntArray,
     bytes_per_call: FloatArray,
+    copies: float = 1.0,
 ) -> FloatArray:
-    """Seconds of one call; 0 where the group is a single rank or nothing is moved. Arrays broadcast."""
+    """Seconds of one call; 0 where the group is a single rank or nothing is moved. Arrays broadcast.
+
+    `copies` > 1: an all-to-all of tokens, each to that many experts, sends a domain only one copy of a token."""
     where = span(cluster, network, group_size, rank_stride)
     intra_hop_s = cluster.intra.latency_s + network.intra_hop_s
     inter_hop_s = cluster.inter.latency_s + network.inter_hop_s
     if collective in (Collective.SEND, Collective.RECEIVE):
         seconds = _point_to_point(where, intra_hop_s, inter_hop_s, bytes_per_call)
     elif collective is Collective.ALL_TO_ALL:
-        seconds = _all_to_all(where, intra_hop_s, inter_hop_s, network.all_to_all_efficiency, bytes_per_call)
+        seconds = _all_to_all(where, intra_hop_s, inter_hop_s, network.all_to_all_efficiency, bytes_per_call, copies)
     elif collective is Collective.ALL_REDUCE:
         ring = _ring(where, intra_hop_s, inter_hop_s, 2.0, bytes_per_call)
         tree = _tree(where, intra_hop_s, inter_hop_s, bytes_per_call)
@@ -118,12 +121,17 @@ def _tree(where: Span, intra_hop_s: float, inter_hop_s: float, nbytes: FloatArra
 
 
 def _all_to_all(
-    where: Span, intra_hop_s: float, inter_hop_s: float, efficiency: float, nbytes: FloatArray
+    where: Span, intra_hop_s: float, inter_hop_s: float, efficiency: float, nbytes: FloatArray, copies: float
 ) -> FloatArray:
-    """Pairwise exchange: n/g to each peer, peers in the domain and peers beyond it served at the same time."""
+    """Pairwise exchange: n/g to each peer, peers in the domain and peers beyond it served at the same time.
+
+    With k copies of a token spread over D domains, D (1 - (1 - 1/D)^k) domains get one on average; where a domain
+    forwards among its own (DeepSeek-AI 2024, section 3.2.2), only that many cross the network instead of k.
+    """
     g = where.size
+    crossing = where.domains * (1.0 - (1.0 - 1.0 / where.domains) ** copies) / copies
     inside = intra_hop_s + (where.members - 1) / g * nbytes * where.intra_s_per_byte
-    outside = inter_hop_s + (g - where.members) / g * nbytes * where.inter_s_per_byte / efficiency
+    outside = inter_hop_s + (g - where.members) / g * nbytes * crossing * where.inter_s_per_byte / efficiency
     return np.where(where.domains > 1, np.maximum(inside, outside), inside)
 
 

@@ -29,16 +29,18 @@ AXIS_OF = {"expert_tp": "tp", "expert_dp": "dp"}
 
 @dataclass(frozen=True)
 class Wires:
-    """What prices a call: the cluster's links, the library's constants, the software's rank order."""
+    """What prices a call: the cluster's links, the library's constants, the software's rank order. `copies`: experts
+    per token where tokens cross the network once per domain (1: once per expert)."""
 
     cluster: Cluster
     network: Network
     rank_order: str
+    copies: float = 1.0
 
     def seconds(self, term: TrafficTerm, candidates: Candidates) -> FloatArray:
         """All calls of a term [x, S]."""
         size, stride = term.group_size[:, None], rank_stride(term, candidates, self.rank_order)[:, None]
-        each = call_seconds(term.collective, self.cluster, self.network, size, stride, term.bytes_per_call)
+        each = call_seconds(term.collective, self.cluster, self.network, size, stride, term.bytes_per_call, self.copies)
         return term.calls * each
 
 

@@ -37,7 +37,7 @@ class Stack:
     # host
     layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
     tp_host_s: float = 0.0001  # more of it where the layer also launches tensor-parallel collectives
-    moe_host_s: float = 0.0008  # more of it where the layer routes tokens to experts
+    moe_host_s: float = 0.003  # more of it where the layer routes tokens to experts
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
     boundary_host_s: float = 0.0002  # fixed time per message over a stage boundary
@@ -57,6 +57,7 @@ class Stack:
     pp_overlap_interleaved: float = 0.8
     contention: float = 0.1  # share of hidden communication time by which the compute behind it slows down
     # mixture of experts and scale
+    ep_domain_copies: bool = False  # a token crosses the network once per fast domain, not once per expert (DeepEP)
     moe_imbalance: float = 1.1  # slowest rank's routed tokens over the mean (1.0: forced balance)
     straggler: float = 0.005  # growth of the step per doubling of nodes
     optimizer_passes: float = 1.0  # memory traffic of the optimizer step relative to one fused pass over its state

@@ -27,6 +27,7 @@ from meshwright.cost.exposed import (
 from meshwright.cost.stack import Stack
 from meshwright.cost.turns import BLOCK_PARTS, Kernels, Messages, Turns, turns
 from meshwright.hardware.spec import Cluster
+from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.schedules.closed_form import bubble_microbatches
 
 
@@ -44,9 +45,11 @@ class Machine:
         """Bytes/s of memory that streaming kernels reach."""
         return self.cluster.accelerator.memory_bandwidth * self.device.memory
 
-    @property
-    def wires(self) -> Wires:
-        return Wires(self.cluster, self.network, self.stack.rank_order)
+    def wires(self, model: ModelSpec) -> Wires:
+        """What prices the model's messages."""
+        routed = [kind.mlp.top_k for kind in model.kinds if isinstance(kind.mlp, MoeMlp)]
+        copies = float(max(routed)) if routed and self.stack.ep_domain_copies else 1.0
+        return Wires(self.cluster, self.network, self.stack.rank_order, copies)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def kernels_of(plan: Blueprint, machine: Machine) -> Kernels:
 
 def messages_of(plan: Blueprint, machine: Machine) -> Messages:
     """Seconds of all messages of the units, blocks and states."""
-    wires, roles = machine.wires, plan.holds.shape[2]
+    wires, roles = machine.wires(plan.model), plan.holds.shape[2]
     return Messages(
         layers=layer_communication(wires, plan.units, plan.unit_terms, roles),
         boundary=boundary_communication(wires, plan.blocks, plan.pipeline_terms),
