@@ -95,10 +95,10 @@ def test_the_nearest_miss_and_every_remedy_are_checked_with_the_memory_model() -
 
 def test_a_fixed_knob_that_stands_in_the_way_is_named() -> None:
     machine = cluster(32)
-    fixed = Constraints(zero=(0,), pp=(1,))
+    fixed = Constraints(zero=(0,), pp=(1,), tp=(1, 2, 4, 8))
     assert search(MODEL, machine, WORK, 64, constraints=fixed).best == ()
     missing = shortfall(MODEL, machine, WORK, 64, fixed, default_stack())
-    assert any("zero" in r.sentence or "pp" in r.sentence for r in missing.remedies)
+    assert any("zero" in r.sentence or "pp" in r.sentence or "tp" in r.sentence for r in missing.remedies)
     for remedy in missing.remedies:
         if remedy.gpus == 32 and remedy.sentence.startswith("let the search"):
             assert estimate(MODEL, machine, WORK, remedy.config).memory.fits

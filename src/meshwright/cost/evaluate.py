@@ -6,6 +6,7 @@ Both run the same array code; in-layer costs are computed once per distinct in-l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from meshwright.cost.traffic import ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig
-from meshwright.ledger import MemoryKind, TrafficEntry
+from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
 
 CHUNK_ROWS = 65_536
@@ -68,19 +69,39 @@ def estimate(
     model: ModelSpec, cluster: Cluster, workload: Workload, config: HybridParallelConfig, stack: Stack | None = None
 ) -> Estimate:
     """Everything the model says of one configuration."""
-    candidates = Candidates.from_configs([config])
+    return estimates(model, cluster, workload, [config], stack)[0]
+
+
+def estimates(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    configs: Sequence[HybridParallelConfig],
+    stack: Stack | None = None,
+) -> tuple[Estimate, ...]:
+    """Everything the model says of each of a few configurations (of one precision)."""
+    if not configs:
+        return ()
+    candidates = Candidates.from_configs(configs)
     priced = price(model, workload, machine_of(cluster, stack), candidates)
-    parts = {name: float(seconds[0]) for name, seconds in priced.step.parts_s.items()}
-    time = StepTime(parts, {axis: float(seconds[0]) for axis, seconds in priced.step.hidden_s.items()})
-    rates = throughput(model, cluster, workload, config, time.step_s)
-    return Estimate(
-        config=config,
-        memory=_memory(priced, cluster),
-        traffic=_ledger(model, workload, candidates, priced.stages),
-        time=time,
-        throughput=rates,
-        efficiency=efficiency(parts, rates.mfu),
-    )
+    terms = training_traffic(model, workload, candidates, priced.stages, unit_keys(candidates))
+    found: list[Estimate] = []
+    for row, config in enumerate(configs):
+        parts = {name: float(seconds[row]) for name, seconds in priced.step.parts_s.items()}
+        time = StepTime(parts, {axis: float(seconds[row]) for axis, seconds in priced.step.hidden_s.items()})
+        rates = throughput(model, cluster, workload, config, time.step_s)
+        here = _distinct_stages(priced.stages, row)
+        found.append(
+            Estimate(
+                config=config,
+                memory=_memory(priced, cluster, row),
+                traffic={stage: ledger_entries(terms, row, role) for role, stage in here},
+                time=time,
+                throughput=rates,
+                efficiency=efficiency(parts, rates.mfu),
+            )
+        )
+    return tuple(found)
 
 
 def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Candidates) -> Priced:
@@ -139,22 +160,14 @@ def _joined(candidates: Candidates, parts: list[Evaluation]) -> Evaluation:
     )
 
 
-def _distinct_stages(roles: Stages) -> list[tuple[int, int]]:
-    """(role, stage) of the one candidate's roles that stand for any stage."""
-    return [(role, int(roles.index[0, role])) for role in np.flatnonzero(roles.weight[0]).tolist()]
+def _distinct_stages(roles: Stages, row: int) -> list[tuple[int, int]]:
+    """(role, stage) of a candidate's roles that stand for any stage."""
+    return [(role, int(roles.index[row, role])) for role in np.flatnonzero(roles.weight[row]).tolist()]
 
 
-def _memory(priced: Priced, cluster: Cluster) -> Memory:
+def _memory(priced: Priced, cluster: Cluster, row: int) -> Memory:
     def of(role: int) -> dict[MemoryKind, int]:
-        return {kind: round(float(nbytes[0, role])) for kind, nbytes in priced.memory.by_kind.items()}
+        return {kind: round(float(nbytes[row, role])) for kind, nbytes in priced.memory.by_kind.items()}
 
-    found = tuple(StageMemory(stage, of(role)) for role, stage in _distinct_stages(priced.stages))
+    found = tuple(StageMemory(stage, of(role)) for role, stage in _distinct_stages(priced.stages, row))
     return Memory(found, cluster.accelerator.memory_bytes)
-
-
-def _ledger(
-    model: ModelSpec, workload: Workload, candidates: Candidates, roles: Stages
-) -> dict[int, tuple[TrafficEntry, ...]]:
-    """The traffic of each distinct stage."""
-    terms = training_traffic(model, workload, candidates, roles, unit_keys(candidates))
-    return {stage: ledger_entries(terms, 0, role) for role, stage in _distinct_stages(roles)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from meshwright.cost.estimate import Estimate
-from meshwright.cost.evaluate import estimate
+from meshwright.cost.evaluate import estimates
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
@@ -72,7 +72,8 @@ def search(
     survivors, counts = explore(model, cluster, workload, configurations, software, progress)
     order = ranked(survivors, objective)
     rows = best_of_each_mesh(survivors, order, top)
-    best = tuple(estimate(model, cluster, workload, survivors.candidates.config(int(r)), software) for r in rows)
+    configs = [survivors.candidates.config(int(row)) for row in rows]
+    best = estimates(model, cluster, workload, configs, software)
     thumb = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software)
     gain = thumb.time.step_s / best[0].time.step_s if best and thumb else None
     return SearchResult(
