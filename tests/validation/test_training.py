@@ -101,12 +101,33 @@ def test_several_chunks_mean_the_interleaved_schedule() -> None:
 
 
 def test_fsdp_is_zero_3_and_hsdp_shards_within_the_group_of_its_note() -> None:
-    assert (case(zero="fsdp").configs[0].zero, case(zero="fsdp").configs[0].zero_shards) == (3, None)
+    full = case(zero="fsdp", pp=1, dp=8).configs[0]
+    assert (full.zero, full.zero_shards) == (3, None)
     stated = case(zero="hsdp", tp=1, pp=1, dp=16, notes="FSDP shard group 4, replicas 4.")
     assert (stated.configs[0].zero, stated.configs[0].zero_shards) == (3, 4)
     unstated = case(zero="hsdp", tp=1, pp=1, dp=16)
     assert unstated.configs[0].zero_shards == 8  # a node
     assert any("hsdp" in a for a in unstated.assumed)
+
+
+def test_fsdp_under_a_pipeline_keeps_its_weights_gathered() -> None:
+    kept = case(zero="fsdp", pp=2)
+    assert kept.configs[0].zero == 1
+    assert any("fsdp under a pipeline" in a for a in kept.assumed)
+    stated = case(zero="fsdp", pp=2, notes="FSDP shards optimizer+gradients (params not resharded after fwd).")
+    assert stated.configs[0].zero == 2
+    assert case(zero="fsdp", pp=1, dp=8).configs[0].zero == 3
+
+
+def test_a_stated_group_of_zero_shards_is_taken() -> None:
+    assert case(zero=1, tp=1, pp=1, dp=16, notes="zero1 group=8, tp=1").configs[0].zero_shards == 8
+    assert case(zero=1, tp=1, pp=1, dp=16, notes="zero1 group=-1 (-1=all DP ranks)").configs[0].zero_shards is None
+
+
+def test_an_unknown_micro_batch_is_the_replicas_batch_without_a_pipeline() -> None:
+    assert case(micro_batch=None, pp=1, dp=8, global_batch=16).configs[0].micro_batch == 2
+    assert case(micro_batch=None, pp=1, dp=8, global_batch=512).configs[0].micro_batch == 4
+    assert case(micro_batch=None, pp=2).configs[0].micro_batch == 1
 
 
 def test_a_batch_of_part_microbatches_is_rounded_to_whole_ones_and_noted() -> None:

@@ -42,6 +42,8 @@ of MLA, a part of an expert layer) costs next to no products: the least mode tha
 def recompute(row: Fields) -> RecomputeReading:
     """`recompute`, in the light of `recompute_detail`."""
     mode, detail = row.text("recompute"), row.text("recompute_detail").lower()
+    if mode == Recompute.SELECTIVE and not detail and "torchtitan" in row.text("framework").lower():
+        detail = "op-level"  # what torchtitan means by selective unless told otherwise
     if counted := re.search(r"recomputes (\d+) of (\d+) layers", detail):
         some, of = int(counted[1]), int(counted[2])
         return RecomputeReading(((Recompute.FULL, max(1, round(of / max(some, 1)))),))
@@ -129,22 +131,38 @@ def schedule(row: Fields, pp: int, vpp: int) -> Schedule:
     return Schedule.INTERLEAVED
 
 
-def zero(row: Fields, replicas: int, node: int) -> tuple[int, int | None, str | None]:
-    """(ZeRO stage, ranks that share the state, assumption). 'fsdp' shards everything over all replicas, 'hsdp' within
-    a group: of the size its note gives, else of a node."""
+@dataclass(frozen=True)
+class ZeroReading:
+    """ZeRO stage, the ranks that share the state (None: all replicas), and what was assumed."""
+
+    stage: int
+    shards: int | None = None
+    note: str | None = None
+
+
+def zero(row: Fields, replicas: int, pp: int, node: int) -> ZeroReading:
+    """'fsdp' shards everything, 'hsdp' within a group. The group is the one that the notes give; for hsdp, else a node.
+
+    Under a pipeline FSDP keeps gathered weights and whole gradients between microbatches (torchtitan's default policy;
+    gathering for each would be ruinous): as ZeRO-1, or 2 where the notes say that gradients are sharded.
+    """
     value = row.values.get("zero")
-    if value == "fsdp":
-        return 3, None, None
-    if value == "hsdp":
-        stated = re.search(r"shard group[ =]*(\d+)", row.text("notes"))
-        group = int(stated[1]) if stated else node
-        fitting = max(d for d in range(1, min(group, replicas) + 1) if replicas % d == 0)
-        note = None if stated and fitting == group else f"zero: hsdp shard group of {fitting}"
-        return 3, fitting, note
-    if isinstance(value, str):
+    if isinstance(value, str) and value not in ("fsdp", "hsdp"):
         raise row.error(f"zero must be 0 to 3, 'fsdp' or 'hsdp', got {value[:40]!r}")
-    stage = row.whole("zero", least=0, most=3)
-    return (0, None, "zero: 0") if stage is None else (stage, None, None)
+    if value is None:
+        return ZeroReading(0, None, "zero: 0")
+    stage = 3 if isinstance(value, str) else row.size("zero", least=0, most=3)
+    notes, note = row.text("notes"), None
+    stated = re.search(r"(?:shard|zero1) group[ =]*(\d+)", notes)
+    group = int(stated[1]) if stated else node if value == "hsdp" else replicas
+    shards = max(d for d in range(1, min(max(group, 1), replicas) + 1) if replicas % d == 0)
+    if value == "hsdp" and not stated:
+        note = f"zero: hsdp shard group of {shards}"
+    if "not resharded" in notes:
+        stage = 2
+    elif isinstance(value, str) and pp > 1:
+        stage, note = 1, "zero: fsdp under a pipeline as ZeRO-1"
+    return ZeroReading(stage, shards if shards < replicas and stage else None, note)
 
 
 class MemoryBasis(StrEnum):

@@ -24,6 +24,7 @@ from meshwright.validation.shapes import Shapes
 from meshwright.validation.skip import SkippedError
 
 LARGEST_BATCH = 10**9
+MOST_ASSUMED_MICRO_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,14 @@ def _config(
     if tp * pp * dp * cp != facts.gpus:
         raise SkippedError(f"tp x pp x dp x cp = {tp * pp * dp * cp} is not the {facts.gpus} GPUs stated")
     vpp = _chunks(row, pp, assumed)
-    micro, batch = _batches(row, dp, assumed)
+    micro, batch = _batches(row, dp, pp, assumed)
     ep, expert_tp = _experts(row, model, dp * cp * tp, assumed)
-    zero, shards, zero_note = readings.zero(row, dp * cp, facts.gpus_per_node)
+    zero = readings.zero(row, dp * cp, pp, facts.gpus_per_node)
     sp = row.values.get("sp")
     if sp is None and tp > 1:
         assumed.append("sequence parallel: on")
-    if zero_note:
-        assumed.append(zero_note)
+    if zero.note:
+        assumed.append(zero.note)
     config = HybridParallelConfig(
         dp=dp,
         tp=tp,
@@ -127,8 +128,8 @@ def _config(
         micro_batch=micro,
         global_batch=batch,
         schedule=readings.schedule(row, pp, vpp),
-        zero=zero,
-        zero_shards=shards,
+        zero=zero.stage,
+        zero_shards=zero.shards,
         precision=precision,
     )
     return config, readings.recompute(row)
@@ -145,12 +146,13 @@ def _chunks(row: Fields, pp: int, assumed: list[str]) -> int:
     return vpp
 
 
-def _batches(row: Fields, dp: int, assumed: list[str]) -> tuple[int, int]:
-    """(micro batch, global batch): a global batch that is no multiple of dp x micro batch is rounded to one."""
+def _batches(row: Fields, dp: int, pp: int, assumed: list[str]) -> tuple[int, int]:
+    """(micro batch, global batch). Where not said, a microbatch is one sequence in a pipeline and all of a replica's
+    batch, up to four, without. A global batch that is no multiple of dp x micro batch is rounded to one."""
     batch, micro = _stated(row, "global_batch"), row.whole("micro_batch", most=LARGEST_BATCH)
     if micro is None:
-        micro = 1
-        assumed.append("micro batch: 1")
+        micro = 1 if pp > 1 else min(max(batch // dp, 1), MOST_ASSUMED_MICRO_BATCH)
+        assumed.append(f"micro batch: {micro}")
     whole = max(1, round(batch / (dp * micro))) * dp * micro
     if whole != batch:
         assumed.append(f"global batch: {whole} for {batch}, a whole number of microbatches")
