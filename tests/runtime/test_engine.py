@@ -12,7 +12,7 @@ from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig, Precision, Schedule
 from meshwright.runtime.engine import Engine, EngineOptions, build_engine
 from meshwright.runtime.families import family_of
-from meshwright.runtime.launch import Device, RankFailedError, run_ranks
+from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.optimizer import LossScaler, OptimizerOptions
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.state import LocalParameter
@@ -184,9 +184,8 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_the_users_words(config: HybridParallelConfig, message: str):
-    with pytest.raises(RankFailedError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         run_ranks(config.world_size, engine_of, config)
-    assert InputError.__name__ in str(caught.value)
 
 
 def wrong_batch() -> None:

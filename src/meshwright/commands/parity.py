@@ -40,11 +40,11 @@ def parity(
     from meshwright.runtime.model_config import transformers_config
     from meshwright.runtime.parity import ParityJob
     from meshwright.runtime.parity_axes import compare_by_axis
-    from meshwright.runtime.parity_shape import refuse_too_many_ranks, shrunk
+    from meshwright.runtime.parity_shape import refuse_too_many_ranks, shrunk, without_dropout
 
     document = Plan.read(plan)
     refuse_too_many_ranks(document.parallel)
-    model_config, config = transformers_config(document), document.parallel
+    model_config, config = without_dropout(transformers_config(document)), document.parallel
     shrink = not full_size and document.load_model().parameters > LARGEST_PARAMETERS
     if shrink:
         model_config, config = shrunk(model_config, config, seq)

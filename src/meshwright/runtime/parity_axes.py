@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
 from meshwright.runtime.parity import Difference, ParityJob, ParityReport, compare
@@ -57,14 +58,14 @@ def describe(config: HybridParallelConfig) -> str:
 
 def only(config: HybridParallelConfig, axes: tuple[str, ...]) -> HybridParallelConfig:
     """The plan with the other axes at 1 and what belongs to them at its default."""
-    reduced = replace(config, **{axis: 1 for axis in AXES if axis not in axes})
+    changes: dict[str, Any] = {axis: 1 for axis in AXES if axis not in axes}
     if "dp" not in axes:
-        reduced = replace(reduced, zero=0, zero_shards=None)
+        changes |= {"zero": 0, "zero_shards": None}
     if "pp" not in axes:
-        reduced = replace(reduced, schedule=Schedule.ONE_F_ONE_B, vpp=1, layer_split=None)
+        changes |= {"schedule": Schedule.ONE_F_ONE_B, "vpp": 1, "layer_split": None}
     if "tp" not in axes:
-        reduced = replace(reduced, sequence_parallel=False)
-    return reduced
+        changes |= {"sequence_parallel": False}
+    return replace(config, **changes)
 
 
 def smaller_combinations(config: HybridParallelConfig) -> Iterator[tuple[str, ...]]:

@@ -50,6 +50,15 @@ def shrunk(model_config: Any, config: HybridParallelConfig, seq: int) -> tuple[A
     return small, replace(config, layer_split=split, global_batch=batch)
 
 
+def without_dropout(model_config: Any) -> Any:
+    """The same model without dropout, whose plain masks depend on the order in which one process draws them."""
+    still = copy.deepcopy(model_config)
+    for name, value in vars(model_config).items():
+        if name.endswith(("dropout", "_pdrop")) and isinstance(value, float):
+            setattr(still, name, 0.0)
+    return still
+
+
 def refuse_too_many_ranks(config: HybridParallelConfig) -> None:
     if config.world_size > MOST_RANKS:
         raise InputError(
