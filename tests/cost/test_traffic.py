@@ -189,7 +189,7 @@ def configs(draw: st.DrawFn) -> HybridParallelConfig:
     )
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(configs(), min_size=1, max_size=5), st.booleans())
 def test_bytes_sent_equal_bytes_received_over_all_ranks(chosen: list[HybridParallelConfig], moe: bool) -> None:
     model = decoder(layers=16, moe_from=4 if moe else None)
@@ -206,7 +206,7 @@ def test_bytes_sent_equal_bytes_received_over_all_ranks(chosen: list[HybridParal
     assert calls == pytest.approx([b * 8 if c.pp > 1 else 0 for b, c in zip(boundaries, chosen, strict=True)])
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(configs())
 def test_reduced_and_gathered_bytes_over_all_stages_are_those_of_the_whole_model(config: HybridParallelConfig) -> None:
     """What dp reduces over all stages of one tp rank is the model once (tied tables once more)."""
