@@ -45,6 +45,16 @@ def test_groups_of_each_axis_partition_the_world_and_reduce_over_the_ranks_they_
     assert found[0]["expert_dp"] == (0, 4)
 
 
+def tp_and_pp_ranks(order: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    groups = ProcessGroupManager(HybridParallelConfig(dp=2, pp=2, tp=2, global_batch=2), CPU, order=order)
+    assert groups.mesh["pp"].mesh.tolist() == list(groups.axis("pp").ranks)
+    return tuple(groups.axis(axis).ranks for axis in ("tp", "pp", "dp"))  # type: ignore[return-value]
+
+
+def test_ranks_can_be_laid_out_in_megatrons_order():
+    assert run_ranks(8, tp_and_pp_ranks, "megatron")[0] == ((0, 1), (0, 4), (0, 2))
+
+
 def embedding_group() -> tuple[int, ...] | None:
     config = HybridParallelConfig(pp=4, global_batch=1)
     groups = ProcessGroupManager(config, CPU)

@@ -17,7 +17,8 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh
 
 from meshwright.errors import InputError
-from meshwright.layout.config import HybridParallelConfig
+from meshwright.layout.config import AXES, HybridParallelConfig
+from meshwright.layout.grid import RankLayout, rank_layout
 from meshwright.ledger import Collective
 from meshwright.runtime.launch import Device
 from meshwright.runtime.recorder import Recorder, Stopwatch
@@ -26,6 +27,9 @@ RankGroups = NDArray[np.int64]  # [groups, size]
 
 MESH_DIMS = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
 """dp is two mesh dims so that HSDP shards within dp_shard and replicates across dp_replicate."""
+
+LAYOUT_GROUPS = ("tp", "cp", "pp", "dp", "dp_cp", "tp_cp", "model", "expert_tp", "ep", "expert_dp", "embedding")
+"""Axes and combinations that get a group, as `layout.grid` names them."""
 
 BOOKED_ON = {"dp_shard": "dp", "dp_replicate": "dp", "dp_cp": "dp"}
 """Ledger axis of groups that are part of an axis or stand for it; other groups are booked under their own name."""
@@ -72,9 +76,15 @@ class AxisGroup:
 
 
 class ProcessGroupManager:
-    """All groups of this rank. Build it on every rank of the world with the same config."""
+    """All groups of this rank. Build it on every rank of the world with the same config and rank order."""
 
-    def __init__(self, config: HybridParallelConfig, device: Device, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        config: HybridParallelConfig,
+        device: Device,
+        recorder: Recorder | None = None,
+        order: str = "default",
+    ) -> None:
         if config.world_size != dist.get_world_size():
             raise InputError(
                 f"the plan needs dp {config.dp} x pp {config.pp} x cp {config.cp} x tp {config.tp} = "
@@ -82,12 +92,13 @@ class ProcessGroupManager:
             )
         self.config = config
         self.device = device
+        self.layout = rank_layout(config, order)
         self.recorder = recorder or Recorder()
         self.rank = dist.get_rank()
         self._by_members: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._axes = {
             axis: self._create(axis, groups)
-            for axis, groups in _rank_groups(config).items()
+            for axis, groups in _rank_groups(self.layout).items()
             if self.rank in groups  # a middle stage has no embedding group
         }
         self.mesh = self._device_mesh()
@@ -171,7 +182,7 @@ class ProcessGroupManager:
         return self._by_members[members]
 
     def _device_mesh(self) -> DeviceMesh:
-        grid = torch.from_numpy(_mesh_grid(self.config))
+        grid = torch.from_numpy(np.ascontiguousarray(_mesh_grid(self.layout)))
         groups = [self.axis(dim).group for dim in MESH_DIMS]
         return DeviceMesh.from_group(groups, self.device.type, mesh=grid, mesh_dim_names=MESH_DIMS)
 
@@ -225,10 +236,12 @@ def check_same_plan(digest: str, store: Store) -> None:
         raise InputError(f"rank {names} was started with a plan that differs from rank 0's; give all ranks one plan")
 
 
-def _mesh_grid(config: HybridParallelConfig) -> RankGroups:
-    """Ranks as [dp_replicate, dp_shard, pp, cp, tp]: dp outermost, tp innermost."""
+def _mesh_grid(layout: RankLayout) -> RankGroups:
+    """Ranks as [dp_replicate, dp_shard, pp, cp, tp], wherever the order puts them."""
+    config = layout.config
+    dense = layout.dense.ranks.transpose([layout.dense.axes.index(axis) for axis in AXES])
     shard = _dp_shard(config)
-    return np.arange(config.world_size).reshape(config.dp // shard, shard, config.pp, config.cp, config.tp)
+    return dense.reshape(config.dp // shard, shard, config.pp, config.cp, config.tp)
 
 
 def _dp_shard(config: HybridParallelConfig) -> int:
@@ -242,46 +255,11 @@ def _dp_shard(config: HybridParallelConfig) -> int:
     return shards // config.cp
 
 
-def _rank_groups(config: HybridParallelConfig) -> dict[str, RankGroups]:
+def _rank_groups(layout: RankLayout) -> dict[str, RankGroups]:
     """Groups of every axis and combination as [groups, size]; the order here is the order of creation."""
-    grid = _mesh_grid(config)
-    dims = {name: i for i, name in enumerate(MESH_DIMS)}
-
-    def along(*names: str) -> RankGroups:
-        axes = [dims[n] for n in names]
-        size = int(np.prod([grid.shape[a] for a in axes]))
-        return np.moveaxis(grid, axes, range(-len(axes), 0)).reshape(-1, size)
-
-    groups = {
-        "tp": along("tp"),
-        "cp": along("cp"),
-        "pp": along("pp"),
-        "dp": along("dp_replicate", "dp_shard"),
-        "dp_shard": along("dp_shard"),
-        "dp_replicate": along("dp_replicate"),
-        "dp_cp": along("dp_replicate", "dp_shard", "cp"),
-        "tp_cp": along("cp", "tp"),
-        "model": along("pp", "tp"),
+    mesh = _mesh_grid(layout)
+    sharded = {
+        "dp_shard": np.moveaxis(mesh, 1, -1).reshape(-1, mesh.shape[1]),
+        "dp_replicate": np.moveaxis(mesh, 0, -1).reshape(-1, mesh.shape[0]),
     }
-    return groups | _expert_groups(config) | {"embedding": _embedding_groups(groups["pp"])}
-
-
-def _expert_groups(config: HybridParallelConfig) -> dict[str, RankGroups]:
-    """Within a stage, dp x cp x tp regrouped as expert_dp x ep x expert_tp."""
-    within = np.arange(config.world_size).reshape(config.dp, config.pp, config.cp * config.tp)
-    per_stage = within.transpose(1, 0, 2).reshape(config.pp, -1)
-    if config.expert_dp * config.ep * config.expert_tp != per_stage.shape[1]:
-        raise InputError(
-            f"ep={config.ep} x expert_tp={config.expert_tp} does not divide dp x cp x tp = {per_stage.shape[1]}"
-        )
-    grid = per_stage.reshape(config.pp, config.expert_dp, config.ep, config.expert_tp)
-    return {
-        "expert_tp": grid.reshape(-1, config.expert_tp),
-        "ep": grid.swapaxes(2, 3).reshape(-1, config.ep),
-        "expert_dp": np.moveaxis(grid, 1, 3).reshape(-1, config.expert_dp),
-    }
-
-
-def _embedding_groups(pipelines: RankGroups) -> RankGroups:
-    """First and last stage of each pipeline: the ranks that may hold two copies of tied embeddings."""
-    return pipelines if pipelines.shape[1] == 1 else pipelines[:, [0, -1]]
+    return {name: layout.groups(name) for name in LAYOUT_GROUPS} | sharded
