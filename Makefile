@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format clean bench-planner
+.PHONY: calibrate-catalogue help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -22,9 +22,9 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit("meshwright needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==$(PIP_VERSION)
-	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints/dev.txt --editable '.[runtime]' --group dev
+	$(BIN)/python -m pip install -qq --disable-pip-version-check pip==$(PIP_VERSION)
+	$(BIN)/python -m pip install -qq --constraint constraints/dev.txt torch
+	$(BIN)/python -m pip install -qq --constraint constraints/dev.txt --editable '.[runtime]' --group dev
 	touch $(STAMP)
 
 ## make demo             plan, layout, estimate and scaling of Llama-3.1-70B on 64 H100, written to build/
@@ -50,6 +50,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+## make calibrate-catalogue   fit the cost model's constants to published rows (ROWS=path), cross-validate, write both
+ROWS ?= ../shared/measurements/train.jsonl
+calibrate-catalogue: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.calibrate $(ROWS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
