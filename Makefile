@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: calibrate-catalogue help setup demo test lint format clean bench-planner
+.PHONY: calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -55,6 +55,14 @@ format: $(STAMP)
 ROWS ?= ../shared/measurements/train.jsonl
 calibrate-catalogue: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.calibrate $(ROWS)
+
+## make parity           every layout of the runtime against one process of plain transformers, in float64 (about 15 min)
+parity: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/runtime/test_parity.py -m slow -n 1 -q
+
+## make bench-runtime    CPU seconds per rank and step of tp2, pp2, dp2 against one process of plain transformers
+bench-runtime: $(STAMP)
+	$(TEST_ENV) $(BIN)/python benchmarks/bench_runtime.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
