@@ -24,10 +24,11 @@ from meshwright.planner.front import Survivors, fronts, joined, mesh_ids
 from meshwright.planner.legality import check
 from meshwright.planner.objectives import MEMORY_SPEED_SHARE, Objective
 from meshwright.planner.search import search
+from meshwright.planner.sizing import smallest
 
 TINY = {
-    "dense": (dense(layers=4, heads=4), Constraints(zero=(0, 3), recompute_every=(1,))),
-    "moe": (moe(layers=4), Constraints(schedule=(Schedule.ONE_F_ONE_B, Schedule.ZBV), zero=(1, 2), micro_batch=(1,))),
+    "dense": (dense(layers=4, heads=4), Constraints(zero=(0, 3), recompute_every=(1,), sequence_parallel=(True,))),
+    "moe": (moe(layers=4), Constraints(schedule=(Schedule.ONE_F_ONE_B, Schedule.ZBV), zero=(1,), micro_batch=(1,))),
 }
 
 
@@ -36,7 +37,7 @@ TINY = {
 def test_the_winner_is_the_best_of_estimating_every_configuration_alone(kind: str, memory_gib: float) -> None:
     model, fixed = TINY[kind]
     machine, work = cluster(4, memory_gib), Workload(seq=512)
-    found = search(model, machine, work, 4, constraints=fixed)
+    found = search(model, machine, work, 4, constraints=fixed, headroom=0.0)
     alone = [
         estimate(model, machine, work, chunk.config(row), default_stack())
         for _, chunk in space(model, machine, 512, 4, 4, fixed).chunks()
@@ -50,7 +51,7 @@ def test_the_winner_is_the_best_of_estimating_every_configuration_alone(kind: st
     smallest = min(
         e.memory.peak.total_bytes for e in fitting if e.time.step_s <= best / MEMORY_SPEED_SHARE * (1 + 1e-9)
     )
-    lean = search(model, machine, work, 4, Objective.MEMORY, constraints=fixed)
+    lean = search(model, machine, work, 4, Objective.MEMORY, constraints=fixed, headroom=0.0)
     assert lean.best[0].memory.peak.total_bytes == pytest.approx(smallest, rel=1e-6)
 
 
@@ -88,7 +89,8 @@ def test_leaving_out_by_bound_changes_nothing_that_is_ranked(monkeypatch: pytest
     monkeypatch.setattr("meshwright.planner.explore.SLOWEST_SHARE", share)
     model, machine, work = load("llama-3.1-8b"), cluster(32), Workload(seq=2048)
     everything = space(model, machine, 2048, 32, 64)
-    survivors, counts = explore(model, machine, work, everything, default_stack(), chunk_rows=2000)
+    found = explore(model, machine, work, everything, default_stack(), chunk_rows=2000, headroom=0.0)
+    survivors, counts = found.survivors, found.counts
     assert counts.evaluated < counts.enumerated, "nothing was left out: the test shows nothing"
     parts = []
     for _, chunk in everything.chunks():
@@ -117,8 +119,8 @@ def test_two_runs_and_two_chunk_sizes_give_the_same_ranking() -> None:
     again = search(model, machine, work, 16)
     assert [e.config for e in first.best] == [e.config for e in again.best]
     everything = space(model, machine, 2048, 16 // 2, 16)
-    small, _ = explore(model, machine, work, everything, default_stack(), chunk_rows=500)
-    large, _ = explore(model, machine, work, everything, default_stack())
+    small = explore(model, machine, work, everything, default_stack(), chunk_rows=500).survivors
+    large = explore(model, machine, work, everything, default_stack()).survivors
     assert np.array_equal(np.sort(small.step_s), np.sort(large.step_s))
 
 
@@ -190,3 +192,14 @@ def test_faster_machines_are_never_planned_slower() -> None:
     roomy = cluster(16, 200.0)
     assert search(model, wide, work, 32, top=1).best[0].time.step_s <= slow * (1 + 1e-9)
     assert search(model, roomy, work, 32, top=1).best[0].time.step_s <= slow * (1 + 1e-9)
+
+
+def test_plans_leave_headroom_where_any_can_and_say_so_where_none_does() -> None:
+    model, work = load("llama-3.1-8b"), Workload(seq=4096)
+    roomy = search(model, cluster(8), work, 16)
+    assert all(p.memory.peak.total_bytes <= 0.95 * p.memory.capacity_bytes for p in roomy.best)
+    least = smallest(model, cluster(8), work, 16, Constraints(), default_stack())
+    assert least is not None
+    brim = search(model, cluster(8, least.memory_bytes * 1.02 / 2**30), work, 16)
+    assert brim.best
+    assert any("of the memory free" in note for note in brim.notes)

@@ -17,7 +17,7 @@ from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.models.spec import ModelSpec
 from meshwright.planner.constraints import Constraints
-from meshwright.planner.enumerate import space
+from meshwright.planner.enumerate import context_sizes, space
 from meshwright.planner.explore import explore
 from meshwright.planner.objectives import Objective, ranked
 
@@ -97,7 +97,7 @@ def _best_near(
         fixed,
         tp=fixed.tp or _near(config.tp),
         pp=fixed.pp or _near(config.pp),
-        cp=fixed.cp or _near(config.cp),
+        cp=fixed.cp or tuple(c for c in context_sizes(workload.seq, variant.cluster.gpus) if c in _near(config.cp)),
         dp=None,
         schedule=fixed.schedule or (config.schedule,),
         expert_tp=fixed.expert_tp or (config.expert_tp,),
@@ -105,7 +105,7 @@ def _best_near(
     configurations = space(model, variant.cluster, workload.seq, variant.cluster.gpus, variant.global_batch, near)
     if len(configurations) == 0:
         return None
-    survivors, _ = explore(model, variant.cluster, workload, configurations, stack)
+    survivors = explore(model, variant.cluster, workload, configurations, stack).survivors
     if len(survivors) == 0:
         return None
     row = int(ranked(survivors, Objective.THROUGHPUT)[0])

@@ -281,8 +281,8 @@ def _state_options(frames: Table, model: ModelSpec, cluster: Cluster, fixed: Con
 
 def _zero_choices(replicas: int, tp: int, domain: int, fixed: Constraints) -> list[tuple[int, int]]:
     """(stage, shards): everything sharded over all replicas, or HSDP within one or eight fast domains."""
-    if replicas == 1:
-        return [(stage, 1) for stage in fixed.values("zero", [0]) if 1 in fixed.values("zero_shards", [1])]
+    if replicas == 1:  # nothing to shard over: all stages are one
+        return [(min(fixed.values("zero", [0])), 1)] if 1 in fixed.values("zero_shards", [1]) else []
     hybrid = {d * domain // tp for d in HSDP_DOMAINS}
     shards = sorted({replicas, *(h for h in hybrid if 1 < h < replicas and replicas % h == 0)}, reverse=True)
     if fixed.zero_shards is not None:

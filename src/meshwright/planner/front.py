@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
-from meshwright.cost.estimate import Evaluation
 
 STEP_DIGITS = 1e-9
 """Steps that differ by less than this share are the same step: the difference is rounding of the sums."""
@@ -92,12 +91,6 @@ def fronts(survivors: Survivors, groups: IntArray | None = None) -> Survivors:
     return survivors.take(order[better])
 
 
-def feasible(evaluation: Evaluation, within: float) -> Survivors:
-    """The rows that fit and whose step is at most `within` seconds."""
-    rows = np.flatnonzero(evaluation.fits & (evaluation.step_s <= within))
-    return Survivors(evaluation.candidates.take(rows), evaluation.step_s[rows], evaluation.memory_bytes[rows])
-
-
 def joined(parts: list[Survivors]) -> Survivors:
     """Several sets as one."""
     names = [f.name for f in fields(Candidates) if f.name not in ("precision", "splits")]
@@ -109,4 +102,4 @@ def joined(parts: list[Survivors]) -> Survivors:
     )
 
 
-__all__ = ["Survivors", "feasible", "fronts", "joined", "mesh_ids", "simplicity"]
+__all__ = ["Survivors", "fronts", "joined", "mesh_ids", "simplicity"]

@@ -26,9 +26,15 @@ from meshwright.planner.table import divisors
 
 
 def rule_of_thumb(
-    model: ModelSpec, cluster: Cluster, workload: Workload, global_batch: int, precision: Precision, stack: Stack
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    global_batch: int,
+    precision: Precision,
+    stack: Stack,
+    headroom: float,
 ) -> Estimate | None:
-    """The first plan of the textbook's order that fits, or None."""
+    """The first plan of the textbook's order that fits with the headroom, else the first that fits at all, or None."""
     configs = list(_in_order(model, cluster, workload.seq, global_batch, precision))
     if not configs:
         return None
@@ -36,7 +42,9 @@ def rule_of_thumb(
     rows = np.flatnonzero(legal(model, cluster, workload.seq, candidates))
     if len(rows) == 0:
         return None
-    fits = evaluate(model, cluster, workload, candidates.take(rows), stack=stack, prune=True).fits
+    result = evaluate(model, cluster, workload, candidates.take(rows), stack=stack, prune=True)
+    roomy = result.fits & (result.memory_bytes <= (1.0 - headroom) * cluster.accelerator.memory_bytes)
+    fits = roomy if roomy.any() else result.fits
     if not fits.any():
         return None
     return estimate(model, cluster, workload, configs[int(rows[int(np.argmax(fits))])], stack)

@@ -18,11 +18,13 @@ from meshwright.layout.config import HybridParallelConfig
 from meshwright.models.spec import ModelSpec
 from meshwright.planner.constraints import Constraints
 from meshwright.planner.enumerate import space
-from meshwright.planner.explore import Progress, SearchCounts, explore
+from meshwright.planner.explore import HEADROOM, Progress, SearchCounts, explore
 from meshwright.planner.front import Survivors, fronts
 from meshwright.planner.nothing_legal import nothing_legal
 from meshwright.planner.objectives import Objective, best_of_each_mesh, ranked
 from meshwright.planner.rule_of_thumb import rule_of_thumb
+
+BRIM = "no plan leaves {:.0%} of the memory free: these may run out of it, for the memory model errs by about as much"
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,23 @@ def search(
     constraints: Constraints | None = None,
     stack: Stack | None = None,
     progress: Progress | None = None,
+    headroom: float = HEADROOM,
 ) -> SearchResult:
-    """The best `top` plans (one per mesh) for all GPUs of the cluster and `global_batch` sequences a step."""
+    """The best `top` plans (one per mesh) for all GPUs of the cluster and `global_batch` sequences a step. Plans leave
+    the share `headroom` of the memory free, unless none can."""
     start = perf_counter()
     fixed = constraints or Constraints()
     software = stack or default_stack()
     configurations = space(model, cluster, workload.seq, cluster.gpus, global_batch, fixed)
     if len(configurations) == 0:
         raise nothing_legal(model, cluster, workload.seq, global_batch, fixed)
-    survivors, counts = explore(model, cluster, workload, configurations, software, progress)
+    found = explore(model, cluster, workload, configurations, software, progress, headroom=headroom)
+    survivors = found.survivors
     order = ranked(survivors, objective)
     rows = best_of_each_mesh(survivors, order, top)
     configs = [survivors.candidates.config(int(row)) for row in rows]
     best = estimates(model, cluster, workload, configs, software)
-    thumb = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software)
+    thumb = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software, headroom)
     gain = thumb.time.step_s / best[0].time.step_s if best and thumb else None
     return SearchResult(
         objective=objective,
@@ -84,8 +89,8 @@ def search(
         pareto=pareto(survivors, workload.seq),
         rule_of_thumb=thumb,
         gain=gain,
-        counts=replace(counts, seconds=perf_counter() - start),
-        notes=configurations.notes,
+        counts=replace(found.counts, seconds=perf_counter() - start),
+        notes=configurations.notes + ((BRIM.format(headroom),) if found.tight and best else ()),
     )
 
 
