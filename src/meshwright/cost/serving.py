@@ -95,8 +95,9 @@ def serve_arrays(
     x = engine(
         model,
         cluster,
-        device_for(cluster.accelerator.architecture),
-        network(),
+        # the assumed constants: those fitted to training carry its kernels; an engine's traits are relative to these
+        device_for(cluster.accelerator.architecture, fitted=False),
+        network(fitted=False),
         stack,
         candidates,
         roles,
