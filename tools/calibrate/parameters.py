@@ -47,7 +47,7 @@ DEVICE_RANGES: dict[str, Range] = {
     "attention_half_seq": Range(10.0, 4000.0, log=True, prior_sigma=0.5),
     "attention_head_power": Range(0.02, 1.0, log=True),
     "softmax_passes": Range(0.3, 5.0, log=True, prior_sigma=0.3),
-    "launch_s": Range(1e-6, 1e-5, log=True, prior_sigma=0.4),
+    "launch_s": Range(1e-6, 1e-5, log=True, prior_sigma=0.25),
 }
 
 STACK_RANGES: dict[str, Range] = {

@@ -69,6 +69,7 @@ def _unfused(
     attention: Attention, workload: Workload, heads: FloatArray, keys: Candidates, device: Device, gemm: Gemm
 ) -> AttentionTimes:
     """Batched products over all pairs, and the score matrix moved through memory by softmax and dropout."""
+    gemm = gemm.batched()
     seq = float(workload.seq)
     rows = seq / keys.cp
     wide = np.full_like(rows, seq)

@@ -21,6 +21,7 @@ from meshwright.hardware.spec import Accelerator
 from meshwright.layout.config import Precision, Recompute
 from meshwright.models.spec import Attention, DenseMlp, LayerKind, LinearMixer, Matmul, ModelSpec, MoeMlp, Part
 
+VOCAB_MULTIPLE = 128  # trainers pad the vocabulary so that each rank's share is a multiple of this (Megatron's default)
 ELEMENT_BYTES = 2.0
 FP32_BYTES = 4.0
 FUSED_NORM_TENSORS = 2.0  # of 16-bit elements that a norm moves: read its input, write its output
@@ -100,7 +101,7 @@ def layer_times(model: ModelSpec, x: Shop) -> LayerTimes:
 
 def head_times(model: ModelSpec, x: Shop) -> HeadTimes:
     """LM head and loss: t h V / t products forward, twice that backward, and passes over the logits."""
-    vocab = np.ceil(model.vocab / x.tp)
+    vocab = np.ceil(model.vocab / (VOCAB_MULTIPLE * x.tp)) * VOCAB_MULTIPLE
     hidden = np.full_like(x.tp, float(model.hidden))
     depth = 1 + model.mtp_layers
     logits = x.tokens * vocab

@@ -7,7 +7,7 @@ Out: seconds. A wave is one tile on every multiprocessor; the last wave is partl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from meshwright.cost.device import Device
 from meshwright.hardware.spec import Accelerator
 
 ALIGNED = 64  # elements: 128 bytes of 16-bit data, a full memory transaction and swizzle atom
+ALIGNED_HEAD = 8  # elements: 16 bytes, what tensor cores load at once; head sizes are padded to tiles beyond that
+BATCHED_DEPTH = 0.25
+"""Of `k_half`, what a batched product of attention loses: its tiles are small, several share a multiprocessor, and one
+fills its pipeline while another computes."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,18 @@ class Gemm:
     bandwidth: float
     operand_bytes: float = 2.0
     result_bytes: float = 2.0
+    k_half: float = 0.0
+    aligned: int = ALIGNED
 
     @classmethod
     def of(cls, accelerator: Accelerator, device: Device, peak: float, share: float, operand_bytes: float) -> Gemm:
         """A product engine that reaches `share` of `peak` on large products."""
         bandwidth = accelerator.memory_bandwidth * device.memory
-        return cls(device, accelerator.sm_count, peak * share, bandwidth, operand_bytes)
+        return cls(device, accelerator.sm_count, peak * share, bandwidth, operand_bytes, k_half=device.k_half)
+
+    def batched(self) -> Gemm:
+        """The engine of attention's batched products."""
+        return replace(self, k_half=BATCHED_DEPTH * self.k_half, aligned=ALIGNED_HEAD)
 
     def seconds(
         self, m: FloatArray, n: FloatArray, k: FloatArray, groups: FloatArray | float = 1.0, result_bytes: float = 0.0
@@ -54,8 +64,8 @@ class Gemm:
         tiles = groups * np.ceil(m / tile_m) * np.ceil(n / tile_n)
         even = tiles / self.sm_count
         waves = even + self.device.quantisation * (np.ceil(even) - even)
-        return waves * (2.0 * tile_m * tile_n) * (k + self.device.k_half) * (self.sm_count / self.flops)
+        return waves * (2.0 * tile_m * tile_n) * (k + self.k_half) * (self.sm_count / self.flops)
 
     def _alignment(self, n: FloatArray, k: FloatArray) -> FloatArray:
         """Efficiency lost where a contiguous side is no multiple of the memory system's natural unit."""
-        return np.where((n % ALIGNED == 0) & (k % ALIGNED == 0), 1.0, self.device.misaligned)
+        return np.where((n % self.aligned == 0) & (k % self.aligned == 0), 1.0, self.device.misaligned)
