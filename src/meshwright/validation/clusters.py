@@ -37,7 +37,7 @@ class ClusterFacts:
         if not gpu:
             raise SkippedError("gpu is not stated")
         gpus = row.size("gpus")
-        per_node = min(row.size("gpus_per_node", default=min(gpus, 8)), gpus)
+        per_node = min(row.size("gpus_per_node", default=8), gpus)  # a job on part of a node has no more devices
         return cls(
             gpu=gpu,
             gpus=gpus,
@@ -47,6 +47,10 @@ class ClusterFacts:
             inter=_bandwidth(row, "inter_bw"),
             fabric=next((f for f in FABRICS if f in notes), ""),
         )
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // self.gpus_per_node)
 
     def build(self) -> Cluster:
         """The cluster; a device that the catalogue lacks skips the row."""
@@ -66,7 +70,7 @@ class ClusterFacts:
             base,
             name=self.gpu,
             accelerator=device,
-            nodes=-(-self.gpus // per_node),
+            nodes=self.nodes,
             gpus_per_node=per_node,
             domain=domain,
             intra=replace(base.intra, bandwidth=self.intra or base.intra.bandwidth),
