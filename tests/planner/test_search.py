@@ -203,3 +203,11 @@ def test_plans_leave_headroom_where_any_can_and_say_so_where_none_does() -> None
     brim = search(model, cluster(8, least.memory_bytes * 1.02 / 2**30), work, 16)
     assert brim.best
     assert any("of the memory free" in note for note in brim.notes)
+
+
+def test_objective_memory_also_names_the_fewest_gpus() -> None:
+    found = search(load("llama-3.1-8b"), cluster(16), Workload(seq=4096), 32, Objective.MEMORY, top=1)
+    assert found.fewest is not None
+    assert found.fewest.fits
+    assert found.fewest.config.world_size < 16
+    assert any("fewest GPUs" in note for note in found.notes)

@@ -303,14 +303,12 @@ def _recompute_choices(depth: int, fixed: Constraints) -> list[tuple[int, int]]:
 
 
 def _notes(seq: int, gpus: int, fixed: Constraints) -> tuple[str, ...]:
-    notes: list[str] = []
+    if fixed.cp is not None or gpus == 1:
+        return ()
     most = max(context_sizes(seq, gpus))
-    if fixed.cp is None:
-        notes.append(
-            f"context parallel was tried up to {most}: beyond that a rank holds fewer than "
-            f"{MIN_TOKENS_PER_CP_RANK} tokens of a sequence; fix cp to try more"
-        )
-    return tuple(notes)
+    tried = f"was tried up to {most}: beyond that" if most > 1 else "was not tried:"
+    few = f"a rank would hold fewer than {MIN_TOKENS_PER_CP_RANK} tokens of a sequence"
+    return (f"context parallel {tried} {few}; fix cp to try {'more' if most > 1 else 'it'}",)
 
 
 __all__ = ["CHUNK_ROWS", "Space", "context_sizes", "space", "to_candidates", "virtual_sizes"]

@@ -18,11 +18,12 @@ from meshwright.layout.config import HybridParallelConfig
 from meshwright.models.spec import ModelSpec
 from meshwright.planner.constraints import Constraints
 from meshwright.planner.enumerate import space
-from meshwright.planner.explore import HEADROOM, Progress, SearchCounts, explore
+from meshwright.planner.explore import HEADROOM, Exploration, Progress, SearchCounts, explore
 from meshwright.planner.front import Survivors, fronts
 from meshwright.planner.nothing_legal import nothing_legal
 from meshwright.planner.objectives import Objective, best_of_each_mesh, ranked
 from meshwright.planner.rule_of_thumb import rule_of_thumb
+from meshwright.planner.sizing import Smallest, fewest_gpus
 
 BRIM = "no plan leaves {:.0%} of the memory free: these may run out of it, for the memory model errs by about as much"
 
@@ -40,7 +41,8 @@ class FrontPoint:
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found. `best` is empty where nothing fits. `gain` is the speed of the best plan over the rule of
-    thumb's (1.10: ten percent faster), None where the rule of thumb finds no plan that fits."""
+    thumb's (1.10: ten percent faster), None where the rule of thumb finds no plan that fits. `fewest` is the plan on
+    the fewest GPUs that fits, looked for where the objective is memory."""
 
     objective: Objective
     gpus: int
@@ -50,6 +52,7 @@ class SearchResult:
     rule_of_thumb: Estimate | None
     gain: float | None
     counts: SearchCounts
+    fewest: Smallest | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -80,6 +83,9 @@ def search(
     configs = [survivors.candidates.config(int(row)) for row in rows]
     best = estimates(model, cluster, workload, configs, software)
     thumb = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software, headroom)
+    fewest = None
+    if objective is Objective.MEMORY:
+        fewest = fewest_gpus(model, cluster, workload, global_batch, fixed, software)
     gain = thumb.time.step_s / best[0].time.step_s if best and thumb else None
     return SearchResult(
         objective=objective,
@@ -90,8 +96,21 @@ def search(
         rule_of_thumb=thumb,
         gain=gain,
         counts=replace(found.counts, seconds=perf_counter() - start),
-        notes=configurations.notes + ((BRIM.format(headroom),) if found.tight and best else ()),
+        fewest=fewest,
+        notes=configurations.notes + _notes(found, fewest, headroom),
     )
+
+
+def _notes(found: Exploration, fewest: Smallest | None, headroom: float) -> tuple[str, ...]:
+    notes: list[str] = []
+    if found.tight and len(found.survivors):
+        notes.append(BRIM.format(headroom))
+    if fewest is not None:
+        c = fewest.config
+        axes = f"tp={c.tp} pp={c.pp} cp={c.cp} dp={c.dp} ep={c.ep}, ZeRO-{c.zero}, recompute {c.recompute.value}"
+        share = fewest.memory_bytes / fewest.capacity_bytes
+        notes.append(f"the fewest GPUs on which this job fits are {c.world_size} ({axes}: memory {share:.0%} full)")
+    return tuple(notes)
 
 
 def pareto(survivors: Survivors, seq: int) -> tuple[FrontPoint, ...]:
