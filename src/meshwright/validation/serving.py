@@ -50,6 +50,7 @@ def _predict(cases: Sequence[ServingCase]) -> list[Prediction]:
         first.model, first.cluster, first.workload, candidates, batch, first.stack, first.weight_bytes
     )
     held = arrays.weights_bytes + arrays.workspace_bytes + arrays.cache_bytes_per_sequence * arrays.sequences
+    held = held + first.cluster.reserved_bytes  # engines print what the device has in use, context included
     return [
         Prediction(_rate(case, arrays, row), float(held[row]), bool(arrays.fits[row])) for row, case in enumerate(cases)
     ]
