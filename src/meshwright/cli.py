@@ -23,7 +23,7 @@ def app() -> typer.Typer:
     """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
     import typer
 
-    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, validate
+    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, train, validate
 
     made = typer.Typer(
         name="meshwright",
@@ -38,6 +38,7 @@ def app() -> typer.Typer:
     made.command("scale")(scale.scale)
     made.command("validate")(validate.validate)
     made.command("parity")(parity.parity)
+    made.command("train")(train.train)
     made.command("models")(catalogues.models)
     made.command("clusters")(catalogues.clusters)
     return made

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -29,6 +28,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from meshwright.errors import InputError
 from meshwright.plan import Plan
@@ -67,8 +68,8 @@ class DataPosition:
 
 
 class Boxes:
-    """This rank's parts of one global tensor, in the protocol by which torch.distributed.checkpoint asks a tensor for its
-    pieces. Copies that another rank writes have nothing to write, but are read."""
+    """This rank's parts of one global tensor, in the protocol by which torch.distributed.checkpoint asks a tensor for
+    its pieces. Copies that another rank writes have nothing to write, but are read."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = Size(shape)
@@ -163,7 +164,7 @@ def save(
         for leftover in folder.glob(".step-*.incomplete"):
             shutil.rmtree(leftover)
     dist.barrier()
-    dcp.save(dict(tensors_of(engine)), storage_writer=CheckpointWriter(beside), planner=BoxSavePlanner())
+    save_state_dict(dict(tensors_of(engine)), storage_writer=CheckpointWriter(beside), planner=BoxSavePlanner())
     if on_first_rank:
         plan.write(beside / PLAN_FILE)
         write_text(beside / CONFIG_FILE, json.dumps(model_config.to_dict(), indent=1, default=str))
@@ -228,7 +229,7 @@ def load(engine: Engine, checkpoint: Path) -> Progress:
 def read_tensors(tensors: Mapping[str, Boxes], checkpoint: Path) -> None:
     """Fill tensors from a checkpoint, on all ranks together. All fail where one does."""
     try:
-        dcp.load(dict(tensors), storage_reader=CheckpointReader(checkpoint), planner=BoxLoadPlanner(tensors))
+        load_state_dict(dict(tensors), storage_reader=CheckpointReader(checkpoint), planner=BoxLoadPlanner(tensors))
     except CheckpointException as error:  # not an Exception
         _, (cause, _) = next(iter(sorted(error.failures.items())))
         if isinstance(cause, InputError):

@@ -1,7 +1,7 @@
-"""The files of a checkpoint: torch.distributed.checkpoint's writer and reader with an index in JSON instead of a pickle.
+"""The files of a checkpoint: torch.distributed.checkpoint's writer and reader, with an index in JSON, not a pickle.
 
-In: what torch's planners ask to write or read. Out: one file of tensors per rank and `index.json`, which says where each
-part of each tensor stands. A hostile checkpoint cannot run code, and one that was cut short is refused by name.
+In: what torch's planners ask to write or read. Out: one file of tensors per rank and `index.json`, which says where
+each part of each tensor stands. A hostile checkpoint cannot run code, and one that was cut short is refused by name.
 """
 
 from __future__ import annotations
@@ -66,13 +66,7 @@ class CheckpointReader(FileSystemReader):
         self._folder = folder
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        try:
-            index = json.loads((self._folder / INDEX_FILE).read_text("utf-8"))
-            tensors, places = _parse(index)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise InputError(
-                f"{self._folder / INDEX_FILE}: not the index of a checkpoint ({str(error)[:80]})"
-            ) from None
+        tensors, places = _read_index(self._folder)
         self._refuse_missing_bytes(places)
         return Metadata(tensors, storage_data=places, storage_meta=StorageMeta(load_id=self.load_id))
 
@@ -90,6 +84,19 @@ class CheckpointReader(FileSystemReader):
                 raise InputError(
                     f"{file}: cut short ({file.stat().st_size} of {length} bytes); resume from another one"
                 )
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint by name."""
+    return {name: tuple(tensor.size) for name, tensor in _read_index(folder)[0].items()}
+
+
+def _read_index(folder: Path) -> tuple[dict[str, Any], dict[MetadataIndex, _StorageInfo]]:
+    file = folder / INDEX_FILE
+    try:
+        return _parse(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: not the index of a checkpoint ({str(error)[:80]})") from None
 
 
 def _parse(index: Any) -> tuple[dict[str, Any], dict[MetadataIndex, _StorageInfo]]:

@@ -1,7 +1,7 @@
 """Training data: a token file read as sequences in an order that no layout changes.
 
-In: a token file (tokens.py), the sequence length, a seed. Out: `TokenData.batch(i, n)`, the i-th to (i+n)-th sequences of
-the run: windows of seq + 1 tokens, shuffled anew in every epoch. The position is one number: the sequences consumed;
+In: a token file (tokens.py), the sequence length, a seed. Out: `TokenData.batch(i, n)`, the i-th to (i+n)-th sequences
+of the run: windows of seq + 1 tokens, shuffled anew in every epoch. The position is one number, the sequences consumed;
 step k of a global batch B reads sequences kB to (k+1)B - 1, of which each dp rank takes its run of B / dp.
 """
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from meshwright.errors import InputError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0
+
+T = TypeVar("T")
 
 
 class RankFailedError(RuntimeError):
@@ -200,3 +202,24 @@ def _stop(processes: list[BaseProcess]) -> None:
             process.kill()
     for process in processes:
         process.join()
+
+
+def on_each_machine_first(work: Callable[[], T]) -> T:
+    """Under torchrun: do `work` on the first rank of each machine, then (where it leaves files behind) on the others.
+
+    An InputError on one rank is raised on all of them, so that nobody waits for a rank that gave up.
+    """
+    problem: str | None = None
+    result: list[T] = []
+    for turn in (True, False):
+        if problem is None and (os.environ["LOCAL_RANK"] == "0") is turn:
+            try:
+                result.append(work())
+            except InputError as error:
+                problem = str(error)
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        problem = next((p for p in problems if p is not None), None)
+    if problem is not None:
+        raise InputError(problem)
+    return result[0]

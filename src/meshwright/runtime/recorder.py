@@ -1,8 +1,8 @@
 """The recorded ledger: every collective of this rank, counted by (axis, collective, phase, what) as it is issued.
 
 One `Recorder` lives as long as its ProcessGroupManager; every axis carries it, so that whoever communicates records.
-A record is one dictionary update; `enabled = False` leaves one attribute test. It also holds how long the host was inside
-collectives of each axis.
+A record is one dictionary update; `enabled = False` leaves one attribute test. It also holds how long the host was
+inside collectives of each axis.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Recorder:
         entry[1] += call_bytes
 
     def waiting(self, axis: str) -> Stopwatch:
-        """Wrap what blocks the host: a collective, or the wait for one. Where communication is asynchronous (GPUs) this is
-        the time to enqueue it."""
+        """Wrap what blocks the host: a collective, or the wait for one. Where communication is asynchronous (GPUs) this
+        is the time to enqueue it."""
         watch = self._watches.get(axis)
         if watch is None:
             watch = self._watches[axis] = Stopwatch()

@@ -17,12 +17,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.distributed.tensor import DTensor
 
 from meshwright.ledger import Collective
 from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.state import LocalParameter, local_tensor
+
+NO_TIMEOUT = timedelta(0)
+"""torch's own default: wait as long as the group's timeout says."""
 
 
 class TimedWork(dist.Work):
@@ -33,9 +37,9 @@ class TimedWork(dist.Work):
         self._work = work
         self._axis = axis
 
-    def wait(self, *timeout: timedelta) -> bool:
+    def wait(self, timeout: timedelta = NO_TIMEOUT) -> bool:
         with self._axis.waiting():
-            return self._work.wait(*timeout)
+            return self._work.wait(timeout)
 
 
 class RecordedAllGather(AllGather):
@@ -118,7 +122,7 @@ def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, com
 
 
 class ShardedDataParallel:
-    """The same three calls per step as PlainDataParallel, over FSDP2 modules."""
+    """The same calls per step as PlainDataParallel, over FSDP2 modules."""
 
     def __init__(self, parameters: Sequence[LocalParameter], chunks: dict[int, StageModule], zero: int) -> None:
         self._parameters = list(parameters)
@@ -130,12 +134,33 @@ class ShardedDataParallel:
             parameter.live.grad = None
             parameter.gradient = None
 
-    def before_backward(self, chunk: int, last: bool) -> None:
+    def before_backward(self, chunk: int, last: bool, split: bool = False) -> None:
+        """`split`: the pass leaves weight gradients for later, so nothing can be reduced at its end."""
         module = self._chunks[chunk]
         assert isinstance(module, FSDPModule)
+        last = last and not split
         module.set_is_last_backward(last)
-        module.set_requires_gradient_sync(self._zero >= 2 or last)
+        module.set_requires_gradient_sync(not split and (self._zero >= 2 or last))
         module.set_reshard_after_backward(self._zero >= 3 or last)
+
+    def accumulate(self, live: Tensor, gradient: Tensor) -> None:
+        """Add a weight gradient that backward left for later. `live` is the gathered parameter of the forward pass."""
+        if live.grad is not None:
+            local_tensor(live.grad).add_(gradient)
+        elif isinstance(live, DTensor):
+            live.grad = DTensor.from_local(
+                gradient, live.device_mesh, live.placements, run_check=False, shape=live.shape, stride=live.stride()
+            )
+        else:
+            live.grad = gradient
+
+    def after_weights(self, chunk: int, last: bool) -> None:
+        """Reduce what one backward pass has left of a chunk, as FSDP2 does at the end of a pass. It has no public name
+        for that: its own end-of-backward callback is run once more."""
+        self.before_backward(chunk, last)
+        module = self._chunks[chunk]
+        assert isinstance(module, FSDPModule)
+        module._get_fsdp_state()._root_post_backward_final_callback()
 
     def finish(self) -> None:
         for parameter in self._parameters:

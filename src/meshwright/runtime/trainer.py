@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
@@ -24,15 +22,17 @@ from meshwright.runtime import checkpoint
 from meshwright.runtime.data import TokenData
 from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
 from meshwright.runtime.families import family_of
-from meshwright.runtime.launch import Device
+from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
 from meshwright.runtime.optimizer import OptimizerOptions
 from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
 from meshwright.runtime.train_progress import TrainingProgress
-from meshwright.runtime.weights import SeededWeights, WeightSource
+from meshwright.runtime.weights import SeededWeights, WeightSource, meta_model
 
-CHECKPOINTS, EXPORT = "checkpoints", "model"
+CHECKPOINTS, EXPORT, TOKENS = "checkpoints", "model", "tokens"
+"""Folders of a run."""
+COLLECTIVE_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -274,13 +274,17 @@ def gather_outcomes(own: RankOutcome) -> list[RankOutcome]:
     return found
 
 
-def run_training(job: TrainingJob, device: Device, prepare: Callable[[], None] = lambda: None) -> list[RankOutcome]:
-    """The body of a rank under torchrun: every rank's outcome."""
-    prepare()
+def train_forked(job: TrainingJob) -> list[RankOutcome]:
+    """Every rank forked on this machine, on its CPU; all outcomes. An idle group fails after `COLLECTIVE_TIMEOUT_S`."""
+    meta_model(job.model_config)  # imports the model's code once, before the ranks fork
+    ranks = job.plan.parallel.world_size
+    return run_ranks(ranks, _cpu_rank, job, timeout_s=COLLECTIVE_TIMEOUT_S, endless=True)
+
+
+def train_joined(job: TrainingJob, device: Device) -> list[RankOutcome]:
+    """This rank of a world that torchrun prepared; all outcomes, on every rank."""
     return gather_outcomes(train_rank(job, device))
 
 
-def cpu_rank(job: TrainingJob) -> RankOutcome:
-    """The body of a forked rank."""
-    torch.set_num_threads(1)
+def _cpu_rank(job: TrainingJob) -> RankOutcome:
     return train_rank(job, Device("cpu", "gloo"))

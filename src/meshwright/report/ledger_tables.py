@@ -1,0 +1,64 @@
+"""The traffic ledger as a person reads it: what was recorded beside what was predicted, line by line.
+
+In: ledgers of ranks by pipeline stage. Out: a rich table, and whether all lines agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from meshwright.ledger import TrafficEntry
+from meshwright.report.estimate_tables import table
+from meshwright.report.numbers import size, whole
+
+Line = tuple[str, str, str, str, int]
+"""axis, phase, collective, what, group size"""
+
+
+@dataclass(frozen=True)
+class LedgerLine:
+    """One line on one stage: (calls, bytes) as recorded by its ranks and as predicted; (0, 0) where it is missing."""
+
+    stage: int
+    line: Line
+    recorded: tuple[int, int]
+    predicted: tuple[int, int]
+
+    @property
+    def agrees(self) -> bool:
+        return self.recorded == self.predicted
+
+
+def compare_ledgers(
+    recorded: Sequence[tuple[int, Sequence[TrafficEntry]]], predicted: Mapping[int, Sequence[TrafficEntry]]
+) -> list[LedgerLine]:
+    """`recorded`: (stage, ledger) of every rank. A line on which ranks of a stage differ is shown as the first that
+    disagrees with the prediction."""
+    found: dict[tuple[int, Line], LedgerLine] = {}
+    for stage, entries in recorded:
+        own, expected = _by_line(entries), _by_line(predicted.get(stage, ()))
+        for line in own.keys() | expected.keys():
+            made = LedgerLine(stage, line, own.get(line, (0, 0)), expected.get(line, (0, 0)))
+            if (stage, line) not in found or not made.agrees:
+                found[stage, line] = made
+    return [found[key] for key in sorted(found, key=lambda k: (k[1][0], k[0], k[1]))]
+
+
+def ledger_table(lines: Sequence[LedgerLine]) -> Table:
+    """Axis by axis; bytes in full, because they agree to the byte."""
+    made = table("", "axis", "stage", "phase", "collective", "what", "ranks", "calls", "bytes", "", "predicted", left=5)
+    made.columns[9].justify = "left"
+    for line in lines:
+        axis, phase, collective, what, ranks = line.line
+        calls, total = line.recorded
+        verdict = "=" if line.agrees else f"{whole(line.predicted[0])} calls, {whole(line.predicted[1])} bytes"
+        cells = (axis, str(line.stage), phase, collective, what, str(ranks), whole(calls), whole(total), size(total))
+        made.add_row(*cells, verdict, style=None if line.agrees else "bold red")
+    return made
+
+
+def _by_line(entries: Sequence[TrafficEntry]) -> dict[Line, tuple[int, int]]:
+    return {(e.axis, e.phase, e.collective, e.what, e.group_size): (e.calls, e.total_bytes) for e in entries}
