@@ -126,7 +126,7 @@ def _evaluate_chunk(
     step_s = np.full(n, np.inf)
     if len(rows):
         timed = candidates.take(rows)
-        step = step_arrays(blueprint(model, workload, timed, machine.stack), machine)
+        step = step_arrays(blueprint(model, workload, timed, machine.stack), machine, detail=False)
         step = under_pressure(step, timed, memory_bytes[rows], machine)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():

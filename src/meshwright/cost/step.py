@@ -54,7 +54,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class StepArrays:
-    """Seconds [n] by part (estimate.TIME_PARTS) and hidden seconds by axis, of the stage that sets the pace."""
+    """Seconds [n] by part (estimate.TIME_PARTS) and hidden seconds by axis (empty unless asked for), of the stage that
+    sets the pace."""
 
     parts_s: dict[str, FloatArray]
     hidden_s: dict[str, FloatArray]
@@ -62,9 +63,9 @@ class StepArrays:
     step_s: FloatArray
 
 
-def step_arrays(plan: Blueprint, machine: Machine) -> StepArrays:
-    """Time of every candidate of a blueprint."""
-    return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine))
+def step_arrays(plan: Blueprint, machine: Machine, detail: bool = True) -> StepArrays:
+    """Time of every candidate of a blueprint; what is hidden only where `detail` is wanted."""
+    return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine), detail)
 
 
 def under_pressure(step: StepArrays, candidates: Candidates, memory_bytes: FloatArray, machine: Machine) -> StepArrays:
@@ -94,7 +95,9 @@ def messages_of(plan: Blueprint, machine: Machine) -> Messages:
     )
 
 
-def assembled(plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages) -> StepArrays:
+def assembled(
+    plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages, detail: bool = True
+) -> StepArrays:
     """The step from the seconds of its kernels and messages."""
     stack = machine.stack
     turn = turns(plan, kernels, messages, stack, machine.cluster)
@@ -112,10 +115,13 @@ def assembled(plan: Blueprint, machine: Machine, kernels: Kernels, messages: Mes
     parts = {name: seconds[flow] for name, seconds in flowing.items()}
     parts["dp"] = data[plan.pair_of] + waiting
     parts["optimizer"] = optimizer[plan.cell_of_pair][plan.pair_of]
-    overlapped = {axis: (count * seconds[block])[flow] for axis, seconds in turn.hidden.items()}
+    overlapped: dict[str, FloatArray] = {}
+    if detail:
+        overlapped = {axis: (count * seconds[block])[flow] for axis, seconds in turn.hidden.items()}
+        overlapped["dp"] = hidden[plan.pair_of]
     return StepArrays(
         parts_s=parts,
-        hidden_s=overlapped | {"dp": hidden[plan.pair_of]},
+        hidden_s=overlapped,
         pace_stage=turn.pace_stage[block][flow],
         step_s=step_s + waiting,
     )
@@ -146,14 +152,27 @@ def _data_parallel(
     """
     table = np.stack([state.reduction, state.gathering, state.final], axis=2)
     cells = plan.holds[plan.shape_of_cell] @ table[plan.state_of_cell]
-    reduction, gathering, final = (cells[plan.cell_of_pair, :, i] for i in range(3))
-    forward, backward = turn.forward[plan.block_of_pair], turn.backward[plan.block_of_pair]
-    zero = plan.pairs.zero[:, None]
-    count = np.maximum(plan.pairs.microbatches, 1)[:, None].astype(np.float64)
-    often = np.where(zero >= 2, count, 1.0)
-    reduced, behind_backward = hide(reduction, stack.dp_overlap, backward, stack.contention)
-    gathered, behind_forward = hide(gathering, stack.gather_overlap, forward, stack.contention)
-    both, behind_both = hide(reduction + gathering, stack.fsdp_overlap, forward + backward, stack.contention)
-    exposed = np.where(zero == 3, count * both, often * reduced + gathered) + final
-    hidden = np.where(zero == 3, count * behind_both, often * behind_backward + behind_forward)
-    return exposed.max(axis=1), hidden.max(axis=1)
+    # stage by stage over contiguous columns: this is the one price that is worked out for nearly every candidate
+    reduction, gathering, final = np.ascontiguousarray(cells.transpose(2, 1, 0))
+    forward, backward = np.ascontiguousarray(turn.forward.T), np.ascontiguousarray(turn.backward.T)
+    exposed, hidden = np.zeros(len(plan.pairs)), np.zeros(len(plan.pairs))
+    for fully, chosen in ((False, plan.pairs.zero < 3), (True, plan.pairs.zero == 3)):
+        rows = np.flatnonzero(chosen)
+        cell, block = plan.cell_of_pair[rows], plan.block_of_pair[rows]
+        count = np.maximum(plan.pairs.microbatches[rows], 1).astype(np.float64)
+        often = count if fully else np.where(plan.pairs.zero[rows] >= 2, count, 1.0)
+        most, behind = np.zeros(len(rows)), np.zeros(len(rows))
+        for stage in range(len(final)):
+            reduced, gathered = reduction[stage][cell], gathering[stage][cell]
+            ahead, back = forward[stage][block], backward[stage][block]
+            if fully:
+                bare, under = hide(reduced + gathered, stack.fsdp_overlap, ahead + back, stack.contention)
+                bare, under = count * bare, count * under
+            else:
+                bare, under = hide(reduced, stack.dp_overlap, back, stack.contention)
+                once, first = hide(gathered, stack.gather_overlap, ahead, stack.contention)
+                bare, under = often * bare + once, often * under + first
+            most = np.maximum(most, bare + final[stage][cell])
+            behind = np.maximum(behind, under)
+        exposed[rows], hidden[rows] = most, behind
+    return exposed, hidden
