@@ -190,7 +190,8 @@ def _saturated(
     tpot = beat * pp
     rate = sequences / tpot
     one = np.minimum(sequences, 1.0)
-    ttft = prefill_seconds(x, one, float(workload.prompt)) + tpot / 2.0
+    # a new prompt waits for the pass under way: half of one on average, none on an idle engine
+    ttft = prefill_seconds(x, one, float(workload.prompt)) + tpot / 2.0 * (1.0 - 1.0 / np.maximum(sequences, 1.0))
     return ttft, tpot, rate * x.stack.occupancy
 
 
