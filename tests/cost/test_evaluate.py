@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools.calibrate.parameters import STACK_RANGES
 
 from meshwright.cost.candidates import Candidates
 from meshwright.cost.estimate import TIME_PARTS
 from meshwright.cost.evaluate import estimate, evaluate
-from meshwright.cost.stack import Stack, default_stack, stack_for
+from meshwright.cost.stack import default_stack, stack_for, stacks
 from meshwright.cost.workload import Workload
 from meshwright.hardware.load import load
 from meshwright.hardware.spec import Cluster
@@ -179,7 +180,7 @@ def test_more_microbatches_shrink_the_bubble_share() -> None:
 
 def test_every_framework_of_the_measurements_has_its_stack() -> None:
     names = {
-        "Megatron-Bridge (NeMo 25.09 container)": "megatron-bridge",
+        "Megatron-Bridge (NeMo 25.09 container)": "megatron-bridge-2604",
         "Megatron-LM": "megatron-lm",
         "DeepSpeed ZeRO-3": "deepspeed-zero3",
         "llm-foundry (Composer FSDP)": "llm-foundry",
@@ -190,9 +191,16 @@ def test_every_framework_of_the_measurements_has_its_stack() -> None:
     assert {framework: stack_for(framework).name for framework in names} == names
 
 
-def test_traits_of_a_stack_inherit_from_its_base() -> None:
-    assert isinstance(stack_for("megatron-deepspeed"), Stack)
-    assert stack_for("megatron-deepspeed").dp_overlap == stack_for("megatron-lm").dp_overlap
+def test_assumed_traits_of_a_stack_inherit_from_its_base() -> None:
+    assumed = stacks(fitted=False)
+    assert assumed["megatron-deepspeed"].dp_overlap == assumed["megatron-lm"].dp_overlap
+    assert assumed["megatron-deepspeed"].sources == {}
+
+
+def test_a_trait_that_is_stated_as_none_is_not_fitted() -> None:
+    for name, stack in stacks(fitted=False).items():
+        off = [f for f in STACK_RANGES if getattr(stack, f) == 0.0]
+        assert all(getattr(stacks()[name], f) == 0.0 for f in off)
 
 
 def test_a_variant_shares_all_traits_but_its_own() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tools.calibrate.parameters import DEVICE_RANGES, NETWORK_RANGES, STACK_RANGES, Parameter
+from tools.calibrate.parameters import DEVICE_RANGES, NETWORK_RANGES, STACK_RANGES, Parameter, current
 from tools.calibrate.problem import Group
 
 from meshwright.cost.device import NARROW
@@ -80,8 +80,9 @@ def relevant(groups: Sequence[Group]) -> list[Parameter]:
     owned = {
         (fitted_as(group.stack, field), field) for group in groups for field in STACK_RANGES if _tells(group, field)
     }
-    return [
+    found = [
         *(Parameter("device", owner, field) for owner, field in sorted(devices)),
         *(Parameter("stack", owner, field) for owner, field in sorted(owned)),
         *(Parameter("network", "network", field) for field in NETWORK_RANGES),
     ]
+    return [parameter for parameter in found if current(parameter) != 0.0]  # stated as none: a fact, not a constant

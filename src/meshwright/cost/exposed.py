@@ -36,12 +36,17 @@ class Wires:
     network: Network
     rank_order: str
     copies: float = 1.0
+    shard_messages: float = 1.0  # messages in which ZeRO-3 moves one layer
 
     def seconds(self, term: TrafficTerm, candidates: Candidates) -> FloatArray:
-        """All calls of a term [x, S]."""
+        """All calls of a term [x, S]. ZeRO-3 that moves each tensor by itself pays a call's latency for each."""
         size, stride = term.group_size[:, None], rank_stride(term, candidates, self.rank_order)[:, None]
-        each = call_seconds(term.collective, self.cluster, self.network, size, stride, term.bytes_per_call, self.copies)
-        return term.calls * each
+        pieces: FloatArray | float = 1.0
+        if self.shard_messages > 1 and AXIS_OF.get(term.axis, term.axis) == "dp":
+            pieces = np.where(candidates.zero == 3, self.shard_messages, 1.0)[:, None]
+        nbytes = term.bytes_per_call / pieces
+        each = call_seconds(term.collective, self.cluster, self.network, size, stride, nbytes, self.copies)
+        return term.calls * pieces * each
 
 
 def layer_communication(

@@ -50,6 +50,7 @@ class Stack:
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass
     fsdp_overlap: float = 0.9  # ZeRO-3 prefetch and reduction behind compute
+    shard_messages: float = 1.0  # messages in which ZeRO-3 moves one layer: one where it is flattened
     tp_overlap: float = 0.0
     cp_overlap: float = 0.8
     ep_overlap: float = 0.0

@@ -49,7 +49,7 @@ class Machine:
         """What prices the model's messages."""
         routed = [kind.mlp.top_k for kind in model.kinds if isinstance(kind.mlp, MoeMlp)]
         copies = float(max(routed)) if routed and self.stack.ep_domain_copies else 1.0
-        return Wires(self.cluster, self.network, self.stack.rank_order, copies)
+        return Wires(self.cluster, self.network, self.stack.rank_order, copies, self.stack.shard_messages)
 
 
 @dataclass(frozen=True)
