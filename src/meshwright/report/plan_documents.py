@@ -31,6 +31,14 @@ def search_document(
         "bound": plain(why.bound),
         "rule_of_thumb": None if thumb is None else estimate_document(thumb),
         "gain_over_rule_of_thumb": plain(found.gain),
+        "fewest_gpus": None
+        if found.fewest is None
+        else {
+            "gpus": found.fewest.config.world_size,
+            "config": config_document(found.fewest.config),
+            "memory_bytes": found.fewest.memory_bytes,
+            "capacity_bytes": found.fewest.capacity_bytes,
+        },
         "changes": [{**plain(change), "config": config_document(change.config)} for change in why.changes],
         "pareto": [_front_point(point) for point in found.pareto],
         "notes": list(found.notes),
