@@ -68,10 +68,6 @@ class Sizes:
     def stage_ranks(self) -> Any:
         return self.dp * self.cp * self.tp
 
-    @property
-    def microbatches(self) -> Any:
-        return self.global_batch // np.maximum(self.dp * self.micro_batch, 1)
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -244,16 +240,6 @@ def _sequence_message(s: Sizes, f: Facts) -> str:
     )
 
 
-def _interleave_message(s: Sizes, _: Facts) -> str:
-    count = int(s.microbatches)
-    unit = s.dp * s.micro_batch
-    below = count // s.pp * s.pp
-    tries = " or ".join(str(m * unit) for m in (below, below + s.pp) if m)
-    return (
-        f"interleaved-1f1b runs microbatches in rounds of pp={s.pp}; {count} do not fill them; try global batch {tries}"
-    )
-
-
 def _world_message(s: Sizes, f: Facts) -> str:
     gpus = f.cluster.gpus
     assert gpus is not None
@@ -329,7 +315,6 @@ AGAINST_MODEL = (
         _sequence_message,
         ("seq",),
     ),
-    Rule("rounds", lambda s, _: _implies(s.interleaved, s.microbatches % s.pp == 0), _interleave_message),
 )
 """What a configuration must obey for a model (and its batch)."""
 
