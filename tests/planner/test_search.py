@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.planner.toys import cluster, dense, moe
 
 from meshwright.cost.evaluate import estimate, evaluate
-from meshwright.cost.stack import default_stack
+from meshwright.cost.memory_peak import peak_memory
+from meshwright.cost.stack import default_stack, stacks
 from meshwright.cost.workload import Workload
 from meshwright.errors import InputError
 from meshwright.layout.config import Recompute, Schedule
@@ -101,6 +102,23 @@ def test_leaving_out_by_bound_changes_nothing_that_is_ranked(monkeypatch: pytest
     whole = fronts(whole, mesh_ids(whole.candidates))
     assert np.array_equal(np.sort(whole.step_s), np.sort(survivors.step_s))
     assert np.array_equal(np.sort(whole.memory_bytes), np.sort(survivors.memory_bytes))
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-70b", "qwen3-235b-a22b"])
+@pytest.mark.parametrize("framework", ["megatron-core", "torchtitan"])
+def test_a_frame_whose_lean_states_do_not_fit_has_none_that_does(name: str, framework: str) -> None:
+    model, machine, work, stack = load(name), cluster(64), Workload(seq=8192), stacks()[framework]
+    found = space(model, machine, 8192, 64, 48)
+    some = found.take(np.random.default_rng(2).permutation(len(found.counts))[:300])
+    rows = np.repeat(np.arange(300), some.counts)
+    least, leanest = np.full(300, np.inf), np.full(300, np.inf)
+    memory = [peak_memory(model, machine, work, chunk, stack)[0] for _, chunk in some.chunks()]
+    np.minimum.at(least, rows, np.concatenate(memory))
+    rows = np.repeat(np.arange(300), some.lean.counts)
+    memory = [peak_memory(model, machine, work, chunk, stack)[0] for _, chunk in some.lean.chunks()]
+    np.minimum.at(leanest, rows, np.concatenate(memory))
+    assert len(some.lean) < len(some) / 4
+    assert np.array_equal(least, leanest)
 
 
 def test_the_front_has_no_point_that_another_beats() -> None:

@@ -40,11 +40,13 @@ COLUMNS = (*FRAME, "vpp", "schedule", "zero", "zero_shards", "recompute", "recom
 
 @dataclass(frozen=True)
 class Space:
-    """All configurations to try: every frame with each of its schedules and each of its states."""
+    """All configurations to try: every frame with each of its schedules and each of its states. `lean_states` are the
+    states that need least memory: no state of a frame fits where none of these does."""
 
     frames: Table
     schedules: Options
     states: Options
+    lean_states: Options
     precision: Precision
     global_batch: int
     notes: tuple[str, ...] = ()
@@ -64,7 +66,13 @@ class Space:
             frames=keep(self.frames, frames),
             schedules=self.schedules.take(frames),
             states=self.states.take(frames),
+            lean_states=self.lean_states.take(frames),
         )
+
+    @property
+    def lean(self) -> Space:
+        """The frames with their lean states alone."""
+        return replace(self, states=self.lean_states)
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, Candidates]]:
         """The configurations in order, about `chunk_rows` at a time, each chunk with its first frame."""
@@ -116,10 +124,12 @@ def _space(model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch
     frames = _with_micro_batches(frames, global_batch, fixed)
     frames = keep(frames, _legal(frames, model, cluster, seq, gpus, global_batch))
     if rows(frames) == 0:
-        return Space(frames, Options.none(), Options.none(), fixed.precision, global_batch)
+        none = Options.none()
+        return Space(frames, none, none, none, fixed.precision, global_batch)
     schedules = _schedule_options(frames, model, global_batch, fixed)
     states = _state_options(frames, model, cluster, fixed)
-    found = Space(frames, schedules, states, fixed.precision, global_batch, _notes(seq, gpus, fixed))
+    lean = states.only(states.columns["lean"] > 0)
+    found = Space(frames, schedules, states, lean, fixed.precision, global_batch, _notes(seq, gpus, fixed))
     return found.take(found.counts > 0)
 
 
@@ -272,9 +282,11 @@ def _state_options(frames: Table, model: ModelSpec, cluster: Cluster, fixed: Con
         replicas, tp, depth = (int(v) for v in distinct[:, index])
         zeros = _zero_choices(replicas, tp, cluster.domain, fixed)
         saves = _recompute_choices(depth, fixed)
-        pairs = [(z, s, r, n) for z, s in zeros for r, n in saves]
+        pairs = [(z, s, r, n) for r, n in saves for z, s in zeros]
         names = ("zero", "zero_shards", "recompute", "recompute_every")
-        return {name: column([pair[i] for pair in pairs]) for i, name in enumerate(names)}
+        table = {name: column([pair[i] for pair in pairs]) for i, name in enumerate(names)}
+        few, kept = _lean_zeros(zeros), _lean_saves(saves)
+        return table | {"lean": column([int((z, s) in few and (r, n) in kept) for z, s, r, n in pairs])}
 
     return Options.by_key(code.astype(np.int64).ravel(), options)
 
@@ -300,6 +312,24 @@ def _recompute_choices(depth: int, fixed: Constraints) -> list[tuple[int, int]]:
     for mode in fixed.recompute or RECOMPUTES:
         choices += [(RECOMPUTES.index(mode), n) for n in (strides if mode is Recompute.FULL else [1])]
     return choices
+
+
+def _lean_zeros(zeros: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Of (stage, shards) those that can hold least: the most shards of the highest stage, and of the highest below 3
+    (ZeRO-3 gathers weights into buffers that the others do not need)."""
+    stages = {stage for stage, _ in zeros}
+    highest = {max(stages, default=0), max((s for s in stages if s < 3), default=3)}
+    return {(stage, max(n for z, n in zeros if z == stage)) for stage in highest & stages}
+
+
+def _lean_saves(saves: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Of (recompute, every) those that can hold least: the densest full recomputation (it also holds a whole layer
+    while at work), and the most thorough of the others."""
+    full = RECOMPUTES.index(Recompute.FULL)
+    dense = min(((r, n) for r, n in saves if r == full), key=lambda save: save[1], default=None)
+    others = [save for save in saves if save[0] != full]
+    selective = max(others, key=lambda save: RECOMPUTES[save[0]] is Recompute.SELECTIVE, default=None)
+    return {save for save in (dense, selective) if save is not None}
 
 
 def _notes(seq: int, gpus: int, fixed: Constraints) -> tuple[str, ...]:

@@ -5,15 +5,16 @@ In: a `Space`. Out: the Pareto front of every mesh among the configurations that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 
-from meshwright.cost.candidates import BoolArray
+from meshwright.cost.candidates import BoolArray, IntArray
 from meshwright.cost.estimate import Evaluation
 from meshwright.cost.evaluate import evaluate
+from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
@@ -35,8 +36,8 @@ published runs (docs/accuracy.md)."""
 
 @dataclass(frozen=True)
 class SearchCounts:
-    """How much was searched: legal configurations; those priced one by one (the others have a lower bound on their step
-    that rules them out); those of the priced that fit; and seconds."""
+    """How much was searched: legal configurations; those priced one by one (a lower bound on their step or their
+    memory rules the others out); those of the priced that fit; and seconds."""
 
     enumerated: int
     evaluated: int
@@ -54,6 +55,33 @@ class Exploration:
     counts: SearchCounts
 
 
+@dataclass
+class _Tally:
+    """What has been found so far: survivors that leave headroom, and, until there are any, those that do not."""
+
+    limit_bytes: float
+    best_s: float = np.inf
+    priced: int = 0
+    fitting: int = 0
+    roomy: list[Survivors] = field(default_factory=list[Survivors])
+    brim: list[Survivors] = field(default_factory=list[Survivors])
+
+    @property
+    def cutoff_s(self) -> float:
+        """Steps beyond this are too slow to be chosen."""
+        return self.best_s / SLOWEST_SHARE
+
+    def add(self, result: Evaluation) -> None:
+        self.priced += len(result.fits)
+        self.fitting += int(np.count_nonzero(result.fits))
+        roomy = result.fits & (result.memory_bytes <= self.limit_bytes)
+        self.best_s = min(self.best_s, float(result.step_s[roomy].min(initial=np.inf)))
+        if np.isinf(self.best_s):
+            self.brim.append(_fronts_of(result, result.fits))
+        else:
+            self.roomy.append(_fronts_of(result, roomy & (result.step_s <= self.cutoff_s)))
+
+
 def explore(
     model: ModelSpec,
     cluster: Cluster,
@@ -64,31 +92,54 @@ def explore(
     chunk_rows: int = CHUNK_ROWS,
     headroom: float = HEADROOM,
 ) -> Exploration:
-    """Evaluate a space, the most promising frames first, until the bound rules the rest out."""
+    """Evaluate a space, the most promising frames first, until the bound rules the rest out. Block by block of frames,
+    the lean states tell which frames fit at all; the others are not expanded."""
     start = perf_counter()
     bounds = step_lower_bounds(model, cluster, workload, configurations, stack)
     order = np.argsort(bounds, kind="stable")
     ordered, bounds = configurations.take(order), bounds[order]
-    limit = (1.0 - headroom) * cluster.accelerator.memory_bytes
-    done, fitting, best_s = 0, 0, np.inf
-    parts: list[Survivors] = []
-    brim: list[Survivors] = []
-    for first, chunk in ordered.chunks(chunk_rows):
-        if bounds[first] > best_s / SLOWEST_SHARE:
+    tally = _Tally((1.0 - headroom) * cluster.accelerator.memory_bytes)
+    for block in _blocks(ordered.lean, chunk_rows):
+        if bounds[block[0]] > tally.cutoff_s:
             break
-        result = evaluate(model, cluster, workload, chunk, stack=stack, prune=True)
-        done += len(chunk)
-        fitting += int(np.count_nonzero(result.fits))
-        roomy = result.fits & (result.memory_bytes <= limit)
-        best_s = min(best_s, float(result.step_s[roomy].min(initial=np.inf)))
-        if np.isinf(best_s):
-            brim.append(_fronts_of(result, result.fits))
-        else:
-            parts.append(_fronts_of(result, roomy & (result.step_s <= best_s / SLOWEST_SHARE)))
-        if progress is not None and perf_counter() - start > PROGRESS_AFTER_S:
-            progress(done, len(configurations))
-    counts = SearchCounts(len(configurations), done, fitting, perf_counter() - start)
-    return Exploration(_merged(parts or brim), not parts, counts)
+        fitting = block[_frames_that_fit(model, cluster, workload, ordered.lean.take(block), stack)]
+        for first, chunk in ordered.take(fitting).chunks(chunk_rows):
+            if bounds[fitting[first]] > tally.cutoff_s:
+                break
+            tally.add(evaluate(model, cluster, workload, chunk, stack=stack, prune=True))
+            if progress is not None and perf_counter() - start > PROGRESS_AFTER_S:
+                progress(int(ordered.counts[: fitting[first] + 1].sum()), len(configurations))
+    counts = SearchCounts(len(configurations), tally.priced, tally.fitting, perf_counter() - start)
+    found = tally.roomy or tally.brim or [_nothing(configurations)]
+    return Exploration(_merged(found), not tally.roomy, counts)
+
+
+def _blocks(lean: Space, chunk_rows: int) -> Iterator[IntArray]:
+    """Runs of frames with about `chunk_rows` lean configurations."""
+    ends = np.cumsum(lean.counts)
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + chunk_rows, side="right")))
+        yield np.arange(start, stop)
+        start = stop
+
+
+def _frames_that_fit(model: ModelSpec, cluster: Cluster, workload: Workload, lean: Space, stack: Stack) -> BoolArray:
+    """Which frames have a lean configuration that fits."""
+    fits = [
+        peak_memory(model, cluster, workload, chunk, stack)[0] <= cluster.accelerator.memory_bytes
+        for _, chunk in lean.chunks(len(lean))
+    ]
+    frame = np.repeat(np.arange(len(lean.counts)), lean.counts)
+    return np.bincount(frame[np.concatenate(fits)], minlength=len(lean.counts)) > 0
+
+
+def _nothing(configurations: Space) -> Survivors:
+    """No configuration, in the space's form."""
+    _, chunk = next(configurations.chunks(1))
+    empty = np.zeros(0, dtype=np.float64)
+    return Survivors(chunk.take(np.zeros(0, dtype=np.int64)), empty, empty)
 
 
 def _fronts_of(result: Evaluation, rows: BoolArray) -> Survivors:
