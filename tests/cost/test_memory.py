@@ -250,7 +250,7 @@ def test_traits_of_a_stack_add_what_they_say_per_layer() -> None:
     assert kept(Stack(fused_glu=False)) - plain == token * 2 * 256 / 2
     assert kept(Stack(attention_copies=3.0)) - plain == token * 3 * 2 * 64 / 2
     assert kept(Stack(regathers_input=False)) - plain == (token * 2 * 2 + 2048 * 2) * 64 / 2
-    assert kept(Stack(fused_norm=False)) - plain == (token * 2 + 2048) * 6 * 64 / 2
+    assert kept(Stack(fused_norm=False)) - plain == (token * 2 + 2048) * 4 * 64 / 2
 
 
 def test_experts_keep_their_routed_copies_and_capacity_bounds_them() -> None:

@@ -178,17 +178,18 @@ def _moe(mlp: MoeMlp, hidden: int, x: Setting) -> FloatArray:
     return kept
 
 
-def _norm_bytes(x: Setting) -> float:
-    """Bytes a norm keeps per element beside its output (which is the block's input): its input; unfused norms in
-    mixed precision keep an fp32 copy of it and the normalised values as well."""
+def _norm_bytes(tensors: tuple[TensorSpec, ...], x: Setting) -> float:
+    """Bytes a norm keeps per element beside its output (which is the block's input): its input; an unfused RMS norm
+    keeps it in fp32, and the normalised values. Layer norms (they have a bias) are one kernel in every framework."""
     fused = x.stack.fused_norm if x.workload.fused_norm is None else x.workload.fused_norm
-    return x.element if fused or x.element == FP32_BYTES else 2 * x.element + FP32_BYTES
+    fused = fused or any(t.part is Part.NORM and t.name.endswith("bias") for t in tensors)
+    return x.element if fused else FP32_BYTES + x.element
 
 
 def layer_bytes(kind: LayerKind, hidden: int, x: Setting) -> tuple[FloatArray, FloatArray]:
     """Bytes that one layer of a kind keeps for a microbatch without recomputation, and the part that selective
     recomputation drops."""
-    kept = x.tokens * hidden * kind.norms * _norm_bytes(x) * x.region
+    kept = x.tokens * hidden * kind.norms * _norm_bytes(kind.tensors, x) * x.region
     dropped = np.zeros_like(x.tokens)
     mask = MASK_BYTES * x.region if x.workload.dropout else 0.0
     if kind.mixer is not None:
@@ -263,7 +264,7 @@ def end_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: St
         token_parameters=_parameters(token, keys)[0] if model.tied_embeddings else np.zeros(len(keys)),
         head_parameters=_parameters(model.final_tensors + model.head_tensors, keys)[0],
         embedded=hidden_bytes * mask * x.region,
-        final=hidden_bytes * (_norm_bytes(x) * x.region + x.element * x.block_input),
+        final=hidden_bytes * (_norm_bytes(model.final_tensors, x) * x.region + x.element * x.block_input),
         logits=x.tokens * vocab * (FP32_BYTES if x.element == FP32_BYTES else stack.logit_bytes),
         boundary=hidden_bytes * model.residual_streams * x.element * x.region,
     )
