@@ -28,20 +28,20 @@ GB = 1e9
 @dataclass(frozen=True)
 class MemoryUsage(Mapping[str, float]):
     """The guide's keys in GB of one GPU - param_memory, activation_memory, kv_cache_memory, optimizer_memory,
-    total_inference, total_training - and gradient_memory, logits_memory, buffer_memory, workspace_memory,
-    reserved_memory. Training figures are those of the fullest pipeline stage; `training` has every stage in bytes,
-    `inference` the serving side."""
+    total_inference, total_training - and gradient_memory, logits_memory, buffer_memory, reserved_memory (training:
+    context, communicators, allocator), workspace_memory and context_memory (inference). Training figures are those of
+    the fullest pipeline stage; `training` has every stage in bytes, `inference` the serving side."""
 
     training: Memory
     inference: ServingEstimate
     sequences: int
-    reserved_bytes: int
+    context_bytes: int
 
     def _values(self) -> dict[str, float]:
         kinds = self.training.peak.bytes_by_kind
         served = self.inference
         cache = served.cache_bytes_per_sequence * self.sequences
-        inference = served.weights_bytes + cache + served.workspace_bytes + self.reserved_bytes
+        inference = served.weights_bytes + cache + served.workspace_bytes + self.context_bytes
         buffers = kinds.get(MemoryKind.BUFFERS, 0) + kinds.get(MemoryKind.TEMPORARIES, 0)
         held = {
             "param_memory": kinds.get(MemoryKind.PARAMETERS, 0),
@@ -53,6 +53,7 @@ class MemoryUsage(Mapping[str, float]):
             "reserved_memory": kinds.get(MemoryKind.RESERVED, 0),
             "kv_cache_memory": cache,
             "workspace_memory": served.workspace_bytes,
+            "context_memory": self.context_bytes,
             "total_inference": inference,
             "total_training": self.training.peak.total_bytes,
         }

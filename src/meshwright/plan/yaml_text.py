@@ -7,7 +7,7 @@ tags, a key given twice, nesting deeper than a config can be.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 import yaml
@@ -97,4 +97,15 @@ def _flow_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=plain)
 
 
+LINE_BREAKS = frozenset("\x85\u2028\u2029")
+"""Characters that YAML 1.1 folds like line breaks, and that PyYAML writes bare in single quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    """Plain where that is safe; in double quotes, escaped, where a reader would see a line break."""
+    represent: Callable[..., yaml.Node] = dumper.represent_scalar  # pyright: ignore[reportUnknownMemberType]
+    return represent("tag:yaml.org,2002:str", value, style='"' if LINE_BREAKS & set(value) else None)
+
+
 _Dumper.add_representer(list, _flow_list)
+_Dumper.add_representer(str, _text)
