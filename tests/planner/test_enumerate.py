@@ -168,3 +168,9 @@ def test_rows_of_a_large_space_are_made_without_a_loop_over_them() -> None:
     kinds = [type(chunk) for _, chunk in found.chunks()]
     assert set(kinds) == {Candidates}
     assert np.all([len(chunk) > 10_000 for _, chunk in list(found.chunks())[:-1]])
+
+
+@pytest.mark.parametrize(("seq", "batch"), [(0, 8), (2048, 0), (-1, 8), (2048, -8)])
+def test_batches_and_sequences_below_one_are_refused(seq: int, batch: int) -> None:
+    with pytest.raises(InputError, match="whole number from 1"):
+        space(dense(), cluster(8), seq, 8, batch)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates, IntArray
+from meshwright.errors import InputError
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Precision, Recompute, Schedule
 from meshwright.layout.rules import ClusterFacts
@@ -109,6 +110,9 @@ def space(
     model: ModelSpec, cluster: Cluster, seq: int, gpus: int, global_batch: int, constraints: Constraints | None = None
 ) -> Space:
     """Every legal configuration of `gpus` devices of the cluster that runs `global_batch` sequences a step."""
+    for name, value in (("seq", seq), ("gpus", gpus), ("global batch", global_batch)):
+        if value < 1:
+            raise InputError(f"{name} {value} is not a size; give a whole number from 1")
     fixed = constraints or Constraints()
     found = _space(model, cluster, seq, gpus, global_batch, fixed)
     if len(found) or fixed.cp is not None:
