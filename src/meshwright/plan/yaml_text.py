@@ -103,7 +103,7 @@ LINE_BREAKS = frozenset("\x85\u2028\u2029")
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
     """Plain where that is safe; in double quotes, escaped, where a reader would see a line break."""
-    represent: Callable[..., yaml.Node] = dumper.represent_scalar  # pyright: ignore[reportUnknownMemberType]
+    represent = cast("Callable[..., yaml.Node]", dumper.represent_scalar)  # pyright: ignore[reportUnknownMemberType]
     return represent("tag:yaml.org,2002:str", value, style='"' if LINE_BREAKS & set(value) else None)
 
 
