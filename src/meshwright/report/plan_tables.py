@@ -14,6 +14,7 @@ from rich.text import Text
 
 from meshwright.cost.estimate import Estimate
 from meshwright.layout.config import HybridParallelConfig, Recompute
+from meshwright.planner.changes import Change
 from meshwright.planner.explained import Explanation
 from meshwright.planner.search import FrontPoint, SearchResult
 from meshwright.planner.shortfall import Shortfall
@@ -23,6 +24,7 @@ from meshwright.report.plots import Series, plot
 
 Point = TypeVar("Point")
 MOST_CHANGES = 3
+LEAST_GAIN = 0.001
 SPLIT_COLUMNS = ("dp", "pp", "cp", "tp", "ep")
 SCHEDULES = {"interleaved-1f1b": "1f1b-i"}
 """Shorter names where a column must stay narrow."""
@@ -44,13 +46,20 @@ def search_report(heading: str, found: SearchResult, why: Explanation, plot: boo
         Text(rule_of_thumb_line(found)),
         Text(),
         Text("What one change would bring", style="bold"),
-        Text("\n".join(f"  {change.sentence}" for change in why.changes[:MOST_CHANGES])),
+        Text("\n".join(f"  {change.sentence}" for change in worth_telling(why.changes))),
         Text(),
         front_table(found.pareto),
         *([Text(front_plot(found.pareto))] if plot else []),
         *(Text(f"Note: {note}", style="dim") for note in found.notes),
     ]
     return Group(*parts)
+
+
+def worth_telling(changes: Sequence[Change]) -> list[Change]:
+    """The few that help most, and in any case what more GPUs would bring."""
+    helpful = [change for change in changes if change.gain > 1 + LEAST_GAIN][:MOST_CHANGES]
+    more = [change for change in changes if change.total_gain != change.gain and change not in helpful]
+    return helpful + more
 
 
 def nothing_fits_report(heading: str, found: SearchResult, missing: Shortfall) -> RenderableType:
