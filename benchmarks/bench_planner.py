@@ -176,7 +176,7 @@ def report(document: dict, say: Callable[[str], object] = print) -> None:
     say(f"evaluate, one core, {rate['rows']:,} configurations")
     say(f"  as a search does it (time of those that fit)   {rate['pruned']:>12,.0f} configurations per CPU second")
     say(f"  memory and time of every one                   {rate['all']:>12,.0f} configurations per CPU second")
-    say("searches, one core, from the question to the ranked and explained answer")
+    say("searches, one core, from the question to the ranked answer")
     for title, row in document["searches"].items():
         say(
             f"  {title:<32}{row['enumerated']:>12,} configurations {row['seconds']:>7.2f} s"

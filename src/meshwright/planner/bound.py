@@ -2,9 +2,9 @@
 
 A frame's microbatch costs at least what the whole model costs on one pipeline stage, divided by the stages: the slowest
 stage is no faster than the mean one; bubble, recomputation, pipeline and data-parallel time only add. That cost depends
-on the in-layer setting alone, so it is priced once per setting, by `evaluate` itself: the difference between a step of
-two microbatches and a step of one, at pp = 1 with the least dp that holds the experts. tests/planner/test_bound.py
-holds the bound against `evaluate` on random configurations.
+on the in-layer setting alone, so it is priced once per setting, by `evaluate` itself: a step of one microbatch at
+pp = 1 with the least dp that holds the experts. tests/planner/test_bound.py holds the bound against `evaluate` on
+random configurations.
 """
 
 from __future__ import annotations
@@ -35,18 +35,15 @@ def step_lower_bounds(
     first, inverse = distinct([frames[name] for name in SETTING])
     settings = keep(frames, first)
 
-    def seconds(microbatches: int) -> FloatArray:
-        rows = _on_one_stage(settings, microbatches, configurations)
-        parts = evaluate(model, cluster, workload, rows, stack=stack, prune=False).parts_s
-        return np.sum([parts[name] for name in PER_MICROBATCH], axis=0)
-
-    each = seconds(2) - seconds(1)
+    rows = _on_one_stage(settings, configurations)
+    parts = evaluate(model, cluster, workload, rows, stack=stack, prune=False).parts_s
+    each = np.sum([parts[name] for name in PER_MICROBATCH], axis=0)
     microbatches = configurations.global_batch // (frames["dp"] * frames["micro_batch"])
     return SAFETY * each[inverse] * microbatches / frames["pp"]
 
 
-def _on_one_stage(settings: Table, microbatches: int, configurations: Space) -> Candidates:
-    """The settings as whole models on one stage, with the fewest replicas that hold the experts."""
+def _on_one_stage(settings: Table, configurations: Space) -> Candidates:
+    """The settings as whole models on one stage for one microbatch, with the fewest replicas that hold the experts."""
     experts = settings["ep"] * settings["expert_tp"]
     dp = experts // np.gcd(experts, settings["cp"] * settings["tp"])
     one: IntArray = np.ones_like(dp)
@@ -60,7 +57,7 @@ def _on_one_stage(settings: Table, microbatches: int, configurations: Space) -> 
         vpp=one,
         sequence_parallel=settings["sequence_parallel"] > 0,
         micro_batch=settings["micro_batch"],
-        global_batch=dp * settings["micro_batch"] * microbatches,
+        global_batch=dp * settings["micro_batch"],
         schedule=one * SCHEDULES.index(Schedule.ONE_F_ONE_B),
         zero=0 * one,
         zero_shards=dp * settings["cp"],

@@ -34,7 +34,7 @@ MIN_TOKENS_PER_CP_RANK = 4096
 """Megatron Core's MoE guide: "empirically, use CP when sequence length >= 8K", that is two ranks of this many."""
 RECOMPUTE_STRIDES = (1, 2, 4)
 HSDP_DOMAINS = (1, 8)
-CHUNK_ROWS = 65_536
+CHUNK_ROWS = 131_072
 FRAME = ("dp", "tp", "pp", "cp", "ep", "expert_tp", "micro_batch")
 COLUMNS = (*FRAME, "vpp", "schedule", "zero", "zero_shards", "recompute", "recompute_every")
 
@@ -74,6 +74,18 @@ class Space:
     def lean(self) -> Space:
         """The frames with their lean states alone."""
         return replace(self, states=self.lean_states)
+
+    def by_schedule(self) -> tuple[Space, IntArray]:
+        """The same configurations with a frame for every schedule, and the frame here of each frame there."""
+        frame, schedule = self.schedules.expand(np.arange(len(self.schedules.code)))
+        frames = {name: values[frame] for name, values in self.frames.items()} | schedule
+        return replace(
+            self,
+            frames=frames,
+            schedules=Options.one(len(frame)),
+            states=self.states.take(frame),
+            lean_states=self.lean_states.take(frame),
+        ), frame
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, Candidates]]:
         """The configurations in order, about `chunk_rows` at a time, each chunk with its first frame."""

@@ -92,12 +92,13 @@ def explore(
     chunk_rows: int = CHUNK_ROWS,
     headroom: float = HEADROOM,
 ) -> Exploration:
-    """Evaluate a space, the most promising frames first, until the bound rules the rest out. Block by block of frames,
-    the lean states tell which frames fit at all; the others are not expanded."""
+    """Evaluate a space, the most promising frames first, until the bound rules the rest out. Block by block of frames
+    with their schedules, the lean states tell which fit at all; the others are not expanded."""
     start = perf_counter()
     bounds = step_lower_bounds(model, cluster, workload, configurations, stack)
     order = np.argsort(bounds, kind="stable")
-    ordered, bounds = configurations.take(order), bounds[order]
+    ordered, frame = configurations.take(order).by_schedule()
+    bounds = bounds[order][frame]
     tally = _Tally((1.0 - headroom) * cluster.accelerator.memory_bytes)
     for block in _blocks(ordered.lean, chunk_rows):
         if bounds[block[0]] > tally.cutoff_s:

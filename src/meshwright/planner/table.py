@@ -57,6 +57,11 @@ class Options:
         empty = np.zeros(0, dtype=np.int64)
         return cls(empty, empty, empty, {})
 
+    @classmethod
+    def one(cls, count: int) -> Options:
+        """A single option without columns for each of `count` rows."""
+        return cls(np.zeros(count, dtype=np.int64), column([0]), column([1]), {})
+
     @property
     def counts(self) -> IntArray:
         """Options of every row."""
