@@ -36,7 +36,7 @@ class Stack:
     gemm_scale: float = 1.0  # matrix products relative to the architecture's own surface
     # host
     layer_host_s: float = 0.0004  # host time to launch one layer's forward pass; the backward pass takes as long again
-    tp_host_s: float = 0.0001  # more of it where the layer also launches tensor-parallel collectives
+    tp_host_s: float = 0.00003  # more of it per further tensor-parallel rank that a layer's collectives wait for
     moe_host_s: float = 0.003  # more of it where the layer routes tokens to experts
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk

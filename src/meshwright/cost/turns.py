@@ -23,6 +23,10 @@ from meshwright.models.spec import MoeMlp
 BLOCK_PARTS = ("forward", "backward", "recompute", "tp", "cp", "ep", "pp", "host")
 """Parts of a step that are a microbatch's turn times the number of microbatches."""
 
+HOST_SHARPNESS = 3.0
+"""Exponent of the norm that joins host and device time (infinite: the larger counts). Between batches that are bound by
+the host and by the device the step of small models on one node is a quarter to a third above the larger of the two."""
+
 HIDING_SHARE = 0.5
 """Of the compute of a pass, what may run beside the communication of one axis."""
 
@@ -76,7 +80,7 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
         hidden[axis] = hidden[axis] + behind if axis in hidden else behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
     busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
-    host = np.maximum(busy_host - device, 0.0) + _fixed_seconds(plan, stack, cluster)
+    host = _excess(busy_host, device) + _fixed_seconds(plan, stack, cluster)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
     rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
@@ -138,6 +142,13 @@ def _unit_table(
     return tuple(table), np.stack(list(table.values()), axis=2)
 
 
+def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
+    """What launching adds to the device's time. Kernels differ in length: where both take about as long, the device
+    waits for the host in some places and the host for the device in others, so the larger alone is too little."""
+    ratio = host / np.maximum(device, 1e-12)
+    return device * ((1.0 + ratio**HOST_SHARPNESS) ** (1.0 / HOST_SHARPNESS) - 1.0)
+
+
 def _fixed_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
     """What every turn costs whatever it computes [b, S]: the microbatch loop, messages over stage boundaries, and the
     stalls that some software shows at scale."""
@@ -166,5 +177,5 @@ def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
     full = units.recompute == RECOMPUTES.index(Recompute.FULL)
     passes = 2.0 + np.where(full, 1.0 / units.recompute_every, 0.0)
     routed = np.array([isinstance(kind.mlp, MoeMlp) for kind in plan.model.kinds])
-    layer = stack.layer_host_s + stack.tp_host_s * (units.tp > 1)
+    layer = stack.layer_host_s + stack.tp_host_s * (units.tp - 1)
     return passes[:, None] * (layer[:, None] + stack.moe_host_s * routed)
