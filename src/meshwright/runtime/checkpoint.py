@@ -53,6 +53,7 @@ class Progress:
     sequences: int
     seed: int
     seq: int
+    data: str
     loss_scale: float | None = None
     good_steps: int = 0
     format: int = FORMAT
@@ -60,11 +61,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class DataPosition:
-    """Sequences of `seq` tokens consumed of the order that `seed` gives."""
+    """Sequences of `seq` tokens consumed of the order that `seed` gives; `data`: digest of the tokens."""
 
     sequences: int
     seed: int
     seq: int
+    data: str
 
 
 class Boxes:
@@ -188,6 +190,7 @@ def _progress(engine: Engine, position: DataPosition) -> Progress:
         position.sequences,
         position.seed,
         position.seq,
+        position.data,
         scaler.scale if scaler else None,
         scaler.good_steps if scaler else 0,
     )

@@ -30,6 +30,7 @@ class TokenData:
             )
         self.seq = seq
         self.seed = seed
+        self.digest = description.digest
         self.sequences = (description.tokens - 1) // seq
         if self.sequences < 1:
             raise InputError(

@@ -37,11 +37,13 @@ Encode = Callable[[Path], Iterator[NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class TokenFile:
-    """What stands beside a token file: how it was made. `largest` is the largest token id, `dtype` numpy's name."""
+    """What stands beside a token file: how it was made. `largest` is the largest token id, `dtype` numpy's name,
+    `digest` the SHA-256 of the file: what a resumed run must find again."""
 
     tokens: int
     dtype: str
     largest: int
+    digest: str
     tokenizer: str
     source: str
 
@@ -56,8 +58,8 @@ def prepare(path: Path, tokenizer: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(f".{os.getpid()}.tmp")
     try:
-        count, largest = _write_tokens(beside, files, encode, dtype)
-        description = TokenFile(count, str(dtype), largest, tokenizer, str(path))
+        count, largest, digest = _write_tokens(beside, files, encode, dtype)
+        description = TokenFile(count, str(dtype), largest, digest, tokenizer, str(path))
         write_text(description_path(target), json.dumps(asdict(description)))
         beside.replace(target)
     finally:
@@ -106,18 +108,20 @@ def description_path(token_file: Path) -> Path:
     return token_file.with_suffix(".json")
 
 
-def _write_tokens(target: Path, files: Sequence[Path], encode: Encode, dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Returns how many tokens were written, and the largest."""
-    count, largest = 0, 0
+def _write_tokens(target: Path, files: Sequence[Path], encode: Encode, dtype: np.dtype[Any]) -> tuple[int, int, str]:
+    """Returns how many tokens were written, the largest, and the digest of all."""
+    count, largest, digest = 0, 0, hashlib.sha256()
     with target.open("wb") as out:
         for file in files:
             for tokens in encode(file):
-                out.write(tokens.astype(dtype).tobytes())
+                written = tokens.astype(dtype).tobytes()
+                out.write(written)
+                digest.update(written)
                 count += len(tokens)
                 largest = max(largest, int(tokens.max(initial=0)))
         out.flush()
         os.fsync(out.fileno())
-    return count, largest
+    return count, largest, digest.hexdigest()
 
 
 def _fingerprint(files: Sequence[Path], tokenizer: str) -> str:
@@ -148,7 +152,7 @@ def _encoder(tokenizer: str) -> tuple[Encode, str, np.dtype[Any]]:
         text = text_file.read_text(encoding="utf-8", errors="replace")
         yield np.array([*loaded.encode(text, add_special_tokens=False).ids, *end], dtype=np.int64)
 
-    wide = loaded.get_vocab_size() > np.iinfo(np.uint16).max
+    wide = max(loaded.get_vocab().values(), default=0) > np.iinfo(np.uint16).max  # ids may have gaps
     content = hashlib.sha256(file.read_bytes()).hexdigest()
     return encode, content, np.dtype(np.uint32 if wide else np.uint16)
 

@@ -86,11 +86,11 @@ class RankOutcome:
 
 def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     """The whole run of one rank."""
-    check_same_plan(f"{job.plan.digest()} {job.run.steps} {job.resume}", _get_default_store())
-    groups = ProcessGroupManager(job.plan.parallel, device)
     data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
+    check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
+    groups = ProcessGroupManager(job.plan.parallel, device)
     engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
-    consumed = 0 if job.resume is None else _resume(job, engine)
+    consumed = 0 if job.resume is None else _resume(job, engine, data)
     if engine.steps_done >= job.run.steps and job.resume is not None:
         raise InputError(f"{job.resume} has done {engine.steps_done} of {job.run.steps} steps already; raise --steps")
     outcome = Trainer(job, engine, data, consumed).train()
@@ -118,7 +118,7 @@ def engine_options(job: TrainingJob) -> EngineOptions:
     return EngineOptions(seq=job.seq, optimizer=optimizer)
 
 
-def _resume(job: TrainingJob, engine: Engine) -> int:
+def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
     """Put the engine where a checkpoint stands; returns the sequences consumed by then."""
     assert job.resume is not None
     progress = checkpoint.read_progress(job.resume)
@@ -131,6 +131,10 @@ def _resume(job: TrainingJob, engine: Engine) -> int:
         raise InputError(
             f"{job.resume} was trained on sequences of {progress.seq} tokens, this plan has {job.seq}: the position in "
             "the data would be lost"
+        )
+    if progress.data != data.digest:
+        raise InputError(
+            f"{job.resume} was trained on other tokens than --data gives now: the text or the tokenizer has changed"
         )
     return checkpoint.load(engine, job.resume).sequences
 
@@ -209,7 +213,7 @@ class Trainer:
         return done == self.job.run.steps or (every is not None and done % every == 0)
 
     def _position(self) -> checkpoint.DataPosition:
-        return checkpoint.DataPosition(self.sequences, self.job.run.seed, self.job.seq)
+        return checkpoint.DataPosition(self.sequences, self.job.run.seed, self.job.seq, self.data.digest)
 
     def _progress(self, first: int) -> TrainingProgress:
         return TrainingProgress(first, self.job.run.steps, self.job.show_progress and dist.get_rank() == 0)
