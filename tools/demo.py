@@ -1,7 +1,8 @@
-"""`make demo`: the main job on real input - plan Llama-3.1-70B on 64 H100, then look at the plan from every side; then a
-small plan that runs here: a tiny Llama trained on this project's documentation by 8 ranks of 2 x 2 x 2.
+"""`make demo`: the main job on real input, then a small plan that runs here.
 
-Each command is printed as a user would type it, runs in its own process, and must succeed. Writes build/plan.yaml and build/demo-run.
+Plans Llama-3.1-70B on 64 H100 and looks at the plan from every side; trains a tiny Llama on this project's own
+documentation by 8 ranks of 2 x 2 x 2. Each command is printed as a user would type it, runs in its own process, and must
+succeed. Writes build/plan.yaml and build/demo-run.
 """
 
 from __future__ import annotations
