@@ -90,7 +90,7 @@ def engine(
     held = WEIGHT_BYTES[candidates.precision] if weight_bytes is None else weight_bytes
     narrow = candidates.precision in (Precision.FP8, Precision.MXFP8, Precision.NVFP4)
     share = (device.gemm_fp8 if narrow else device.gemm) * stack.gemm
-    share *= stack.gemm_fp4 if candidates.precision is Precision.NVFP4 else 1.0
+    share *= {Precision.NVFP4: stack.gemm_fp4, Precision.FP8: stack.gemm_fp8}.get(candidates.precision, 1.0)
     thin = replace(device, tiles=device.tiles + SKINNY_TILES, quantisation=0.0, launch_s=0.0)
     thin = replace(thin, memory=device.memory * stack.stream)
     peak16 = peak_flops(accelerator, Precision.FP32 if candidates.precision is Precision.FP32 else Precision.BF16)

@@ -20,6 +20,7 @@ class ServingStack:
     name: str = "generic"
     frameworks: tuple[str, ...] = ()  # lower-case words by which an engine's name is recognised
     gemm: float = 1.0  # products relative to the architecture's own surface
+    gemm_fp8: float = 1.0  # 8-bit products relative to the architecture's own 8-bit share
     gemm_fp4: float = 1.0  # 4-bit products relative to the same share of the 4-bit peak
     expert_gemm: float = 1.0  # grouped products of experts relative to dense ones
     expert_imbalance: float = 1.0  # routed tokens of the busiest ep rank over the mean
