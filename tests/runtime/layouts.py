@@ -28,6 +28,10 @@ def layout(**sizes: Any) -> HybridParallelConfig:
 
 INTERLEAVED = {"schedule": Schedule.INTERLEAVED, "vpp": 2}
 
+ZB_H1 = {"schedule": Schedule.ZB_H1}
+ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
+DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
+
 CHOSEN = [
     Case("dp2", layout(dp=2)),
     Case("tp2 sp x dp2 zero3, grouped KV heads", layout(tp=2, dp=2, sequence_parallel=True, zero=3), "qwen3"),
@@ -47,6 +51,9 @@ CHOSEN = [
     Case("gpipe x tp2, fused qkv and gate", layout(pp=2, tp=2, schedule=Schedule.GPIPE), "phi3"),
     Case("gpt2 sp, fused and transposed, biases", layout(tp=2, sequence_parallel=True), "gpt2"),
     Case("neox sp with full recompute", layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL), "gpt_neox"),
+    Case("zb-h1 x dp2 zero3", layout(pp=2, dp=2, zero=3, **ZB_H1), "gpt_neox"),
+    Case("zbv x tp2, tied", layout(pp=2, tp=2, **ZBV), "qwen3", {"tie_word_embeddings": True}),
+    Case("dualpipev x dp2", layout(pp=2, dp=2, global_batch=12, **DUALPIPEV), "gpt2"),
     Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
 ]
 
@@ -66,6 +73,25 @@ def _all_three() -> list[Case]:
     for schedule, zero, sp in product(schedules, (0, 1, 2, 3), (False, True)):
         config = layout(dp=2, pp=2, tp=2, zero=zero, sequence_parallel=sp, **schedule)
         cases.append(Case(f"2x2x2 {config.schedule} zero{zero} {'sp' if sp else 'no sp'}", config))
+    return cases
+
+
+def _zero_bubble() -> list[Case]:
+    cases: list[Case] = []
+    for schedule in (ZB_H1, ZBV, DUALPIPEV):
+        name = schedule["schedule"]
+        cases += [Case(f"{name} zero{zero}", layout(pp=2, dp=2, zero=zero, **schedule)) for zero in (0, 1, 2, 3)]
+        cases += [
+            Case(f"{name} alone", layout(pp=2, **schedule)),
+            Case(f"{name} on 4 stages", layout(pp=4, global_batch=10, **schedule), model={"layers": 8}),
+            Case(f"{name} x tp2 sp", layout(pp=2, tp=2, sequence_parallel=True, **schedule), "phi3"),
+            Case(f"{name} with recompute", layout(pp=2, recompute=Recompute.FULL, **schedule), "gemma3_text"),
+            Case(
+                f"{name} on all axes",
+                layout(dp=2, pp=2, tp=2, zero=2, sequence_parallel=True, **schedule),
+                model={"tie_word_embeddings": True},
+            ),
+        ]
     return cases
 
 
@@ -107,4 +133,4 @@ def _corners() -> list[Case]:
 
 def matrix() -> list[Case]:
     """Everything that `make parity` runs, at most 8 ranks each."""
-    return [*CHOSEN, *_single_axes(), *_all_three(), *_families(), *_corners()]
+    return [*CHOSEN, *_single_axes(), *_all_three(), *_zero_bubble(), *_families(), *_corners()]

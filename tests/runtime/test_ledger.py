@@ -20,7 +20,7 @@ from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.weights import SeededWeights
 
-from .layouts import INTERLEAVED, SEQ, layout
+from .layouts import INTERLEAVED, SEQ, ZBV, layout
 from .tiny import tiny
 
 FP32 = {"precision": Precision.FP32}
@@ -34,6 +34,7 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("qwen3", {}, layout(tp=4, recompute=Recompute.FULL, recompute_every=2, **FP32)),
     ("gemma3_text", {}, layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL, **FP32)),
     ("gpt2", {}, layout(tp=2, pp=2, sequence_parallel=True, **FP32)),
+    ("llama", {}, layout(dp=2, pp=2, zero=2, **ZBV, **FP32)),
     ("llama", {}, layout(dp=2, zero=3, **FP32)),
     ("phi3", {}, layout(dp=4, zero=2, zero_shards=2, **FP32)),
 ]

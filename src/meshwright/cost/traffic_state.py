@@ -69,11 +69,14 @@ def _units(x: Scene) -> list[Unit]:
     moe_layers = x.layers_where([float(any(t.experts for t in k.tensors)) for k in model.kinds])
     ends = stages.first * _elements(model.embedding_tensors, x)[0][:, None]
     ends = ends + stages.last * _elements(model.final_tensors + model.head_tensors, x)[0][:, None]
-    tied = (stages.last & ~stages.first) * _elements(model.tied_tensors, x)[0][:, None]
+    # the first and the last chunk are units of their own, also where a V puts them on one stage
+    apart = (c.pp * c.vpp > 1)[:, None]
+    ends = ends + (stages.last & apart) * _elements(model.tied_tensors, x)[0][:, None]
+    end_units = np.where(apart, stages.first.astype(np.float64) + stages.last, 1.0) * (ends > 0)
     stride = data_stride(c)
     units = [
         Unit("layer", "dp", dense / np.maximum(layers, 1), layers, c.zero_shards, replicas, stride),
-        Unit("ends", "dp", ends + tied, ((ends + tied) > 0).astype(np.float64), c.zero_shards, replicas, stride),
+        Unit("ends", "dp", ends / np.maximum(end_units, 1), end_units, c.zero_shards, replicas, stride),
     ]
     if moe_layers.any():
         each = expert / np.maximum(moe_layers, 1)

@@ -44,6 +44,8 @@ class PlainDataParallel:
         self._final_chunks: set[int] = set()
         self._fresh: set[int] = set()
         self._buckets: list[Bucket] = []
+        self._buckets_of: dict[int, list[Bucket]] = {}
+        self._index_of = {id(p.live): i for i, p in enumerate(self._parameters)}
         for unit in ("layer", "ends"):
             for dtype in sorted({p.master.dtype for p in parameters}, key=str):
                 # in the order in which backward completes them: last parameter first
@@ -62,9 +64,21 @@ class PlainDataParallel:
         for bucket in self._buckets:
             bucket.waiting, bucket.work, bucket.launched = bucket.parameters, None, False
 
-    def before_backward(self, chunk: int, last: bool) -> None:
-        if last:
+    def before_backward(self, chunk: int, last: bool, split: bool = False) -> None:
+        """`last`: of the chunk in this step. `split`: weight gradients follow later, nothing is complete after it."""
+        if last and not split:
             self._final_chunks.add(chunk)
+
+    def accumulate(self, live: Tensor, gradient: Tensor) -> None:
+        """Add a weight gradient that backward left for later."""
+        self._add(self._index_of[id(live)], gradient)
+
+    def after_weights(self, chunk: int, last: bool) -> None:
+        """The weight gradients that one backward pass of a chunk had left are in; `last`: the chunk is complete."""
+        if last:
+            for index, parameter in enumerate(self._parameters):
+                if parameter.chunk == chunk:
+                    self._count(index)
 
     def finish(self) -> None:
         """Wait until every gradient is averaged."""
@@ -94,25 +108,33 @@ class PlainDataParallel:
             within = buckets[start // length : (start + view.numel() - 1) // length + 1]
             for bucket in within:
                 bucket.parameters += 1
-            parameter.live.register_post_accumulate_grad_hook(partial(self._accumulate, index, within))
+            self._buckets_of[index] = within
+            parameter.live.register_post_accumulate_grad_hook(partial(self._on_gradient, index))
             start += view.numel()
         self._buckets += buckets
 
-    def _accumulate(self, index: int, buckets: list[Bucket], live: Tensor) -> None:
-        parameter = self._parameters[index]
+    def _on_gradient(self, index: int, live: Tensor) -> None:
         assert live.grad is not None
-        assert parameter.gradient is not None
+        self._add(index, local_tensor(live.grad))
+        live.grad = None
+        if self._parameters[index].chunk in self._final_chunks:
+            self._count(index)
+
+    def _add(self, index: int, gradient: Tensor) -> None:
+        accumulated = self._parameters[index].gradient
+        assert accumulated is not None
         if index in self._fresh:
             self._fresh.discard(index)
-            parameter.gradient.copy_(local_tensor(live.grad))
+            accumulated.copy_(gradient)
         else:
-            parameter.gradient.add_(local_tensor(live.grad))
-        live.grad = None
-        if parameter.chunk in self._final_chunks:
-            for bucket in buckets:
-                bucket.waiting -= 1
-                if bucket.waiting == 0:
-                    self._launch(bucket)
+            accumulated.add_(gradient)
+
+    def _count(self, index: int) -> None:
+        """A parameter is complete: reduce the slices of which it was the last."""
+        for bucket in self._buckets_of[index]:
+            bucket.waiting -= 1
+            if bucket.waiting == 0:
+                self._launch(bucket)
 
     def _launch(self, bucket: Bucket) -> None:
         if not bucket.launched:

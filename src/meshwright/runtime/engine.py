@@ -197,9 +197,7 @@ def build_engine(
     )
     activation = activation_shape(config, model_config, options.seq, compute, groups.device.torch)
     executor, evaluator = (
-        PipelineExecutor(
-            order, chunks, groups.axis("pp"), activation, data_parallel.before_backward, options.forward_context
-        )
+        PipelineExecutor(order, chunks, groups.axis("pp"), activation, data_parallel, options.forward_context)
         for order in (schedule, pipeline_schedule(config, forward_only=True))
     )
     optimizer = LocalOptimizer(local, options.optimizer)

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from meshwright.errors import InputError
 from meshwright.ledger import Collective, Phase
 from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.process_groups import AxisGroup
+from meshwright.runtime.split_backward import Deferred
 from meshwright.runtime.stage import StageModule
 from meshwright.schedules.actions import COMMUNICATION, SENDS, Action, ActionKind, PipelineSchedule
 from meshwright.schedules.communication import batches
@@ -93,12 +94,20 @@ class Live:
     incoming: dict[Action, Incoming] = field(default_factory=dict[Action, Incoming])
     handed_over: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])  # output for the next chunk, same stage
     input_gradients: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    # receive buffers in use: of the input until backward, then of a split pass's output gradient until its weights
     buffers: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    weight_gradients: dict[Key, list[Deferred]] = field(default_factory=dict[Key, list[Deferred]])
     sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list[tuple[dist.Work, Tensor]])
 
 
-BeforeBackward = Callable[[int, bool], None]
-"""Called with the chunk before each of its backward passes, and whether it is the last of the step."""
+class Reducer(Protocol):
+    """What the executor tells data parallelism (see data_parallel.py)."""
+
+    def before_backward(self, chunk: int, last: bool, split: bool = False) -> None: ...
+
+    def accumulate(self, live: Tensor, gradient: Tensor) -> None: ...
+
+    def after_weights(self, chunk: int, last: bool) -> None: ...
 
 
 class PipelineExecutor:
@@ -110,22 +119,18 @@ class PipelineExecutor:
         chunks: dict[int, StageModule],
         pp: AxisGroup,
         activation: ActivationShape,
-        before_backward: BeforeBackward = lambda chunk, last: None,
+        reducer: Reducer,
         forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        split = {ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT}
-        if any(a.kind in split for stage in schedule.actions for a in stage):
-            raise InputError(
-                f"schedule {schedule.schedule} splits the backward pass, which this runtime does not do; "
-                "use gpipe, 1f1b or interleaved-1f1b"
-            )
         self.schedule = schedule
         self.chunks = chunks
         self.pp = pp
         self.pool = BufferPool(activation)
         self._steps = batches(schedule.actions[pp.rank])
-        self._last_backward = {a.chunk: a for a in schedule.actions[pp.rank] if a.kind is ActionKind.BACKWARD}
-        self._before_backward = before_backward
+        own = schedule.actions[pp.rank]
+        self._last_backward = {a.chunk: a for a in own if a.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)}
+        self._split = {(a.chunk, a.microbatch) for a in own if a.kind is ActionKind.BACKWARD_INPUT}
+        self._reducer = reducer
         self._forward_context = forward_context
         self._message_bytes = tensor_bytes(torch.empty(activation.shape, dtype=activation.dtype, device="meta"))
 
@@ -145,6 +150,9 @@ class PipelineExecutor:
                     loss = self._forward(action, microbatches[action.microbatch], live)
                 if loss is not None:
                     losses.append(loss)
+            elif action.kind is ActionKind.BACKWARD_WEIGHT:
+                with self.pp.recorder.during(Phase.BACKWARD):
+                    self._backward_weight(action, live)
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
@@ -160,8 +168,10 @@ class PipelineExecutor:
         hidden = self._input(action, microbatch, live).detach()
         if trains and not module.plan.first:
             hidden.requires_grad_()
-        with torch.set_grad_enabled(trains), self._forward_context():
+        with torch.set_grad_enabled(trains), self._forward_context(), module.split.during(key in self._split):
             output = module(hidden, microbatch.labels if module.plan.last else None)
+        if output is hidden:  # a chunk without layers must not pass its receive buffer on
+            output = hidden.clone()
         if trains:
             live.inputs[key], live.outputs[key] = hidden, output
         elif key in live.buffers:
@@ -190,25 +200,44 @@ class PipelineExecutor:
 
     def _backward(self, action: Action, loss_scale: float, live: Live) -> None:
         chunk, index = key = (action.chunk, action.microbatch)
-        self._before_backward(chunk, self._last_backward[chunk] == action)
+        module, split = self.chunks[chunk], key in self._split
+        self._reducer.before_backward(chunk, self._last_backward[chunk] == action, split)
         hidden, output = live.inputs.pop(key), live.outputs.pop(key)
         received: Tensor | None = None
-        if self.chunks[chunk].plan.last:
-            torch.autograd.backward(output * loss_scale)
+        if module.plan.last:
+            output, gradient = output * loss_scale, None
         elif self.schedule.sends_forward(chunk):
-            received = self._received(Action(ActionKind.RECEIVE_BACKWARD, chunk, index), live)
-            torch.autograd.backward(output, received)
+            gradient = received = self._received(Action(ActionKind.RECEIVE_BACKWARD, chunk, index), live)
         else:
-            torch.autograd.backward(output, live.input_gradients.pop((chunk + 1, index)))
+            gradient = live.input_gradients.pop((chunk + 1, index))
+        with module.split.during(split):
+            torch.autograd.backward(output, gradient)
+        if split:
+            live.weight_gradients[key] = module.split.collect()
         if hidden.grad is not None:
             live.input_gradients[key] = hidden.grad
-        for buffer in (received, live.buffers.pop(key, None)):
-            if buffer is not None:
-                self.pool.give_back(buffer)
+        own_input = live.buffers.pop(key, None)
+        if split and received is not None:
+            live.buffers[key] = received  # the last product's weight gradient still reads it
+        elif received is not None:
+            self.pool.give_back(received)
+        if own_input is not None:
+            self.pool.give_back(own_input)
+
+    def _backward_weight(self, action: Action, live: Live) -> None:
+        """The weight gradients that the backward pass of this microbatch left."""
+        for deferred in live.weight_gradients.pop((action.chunk, action.microbatch)):
+            for parameter, gradient in deferred():
+                self._reducer.accumulate(parameter, gradient)
+        received = live.buffers.pop((action.chunk, action.microbatch), None)
+        if received is not None:
+            self.pool.give_back(received)
+        self._reducer.after_weights(action.chunk, self._last_backward[action.chunk] == action)
 
     def _communicate(self, messages: tuple[Action, ...], live: Live) -> None:
         """Post a run of messages as one batch. Receives are waited for where their tensor is used, sends at the end
         of the step."""
+        live.sends = [(work, tensor) for work, tensor in live.sends if not work.is_completed()]  # frees what they sent
         operations: list[dist.P2POp] = []
         tensors: list[Tensor] = []
         for action in messages:

@@ -160,6 +160,8 @@ class ShardedDataParallel:
         self.before_backward(chunk, last)
         module = self._chunks[chunk]
         assert isinstance(module, FSDPModule)
+        # norms of this microbatch may have been reduced with the one before: the call stays the same size all the same
+        module.set_reduce_scatter_unused_params(True)
         module._get_fsdp_state()._root_post_backward_final_callback()
 
     def finish(self) -> None:

@@ -20,8 +20,9 @@ from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
 from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
 from meshwright.runtime.slices import TensorSlice
+from meshwright.runtime.split_backward import SplitBackward
 from meshwright.runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear
+from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 from meshwright.runtime.weights import WeightSource, draw_buffers, materialize, meta_model
 
@@ -47,6 +48,7 @@ class StageModule(nn.Module):
         self.family: Family = family
         self.config: Any = splitter.config
         self.region: TensorParallelRegion = splitter.region
+        self.split = SplitBackward()
         self.tied = bool(self.config.tie_word_embeddings)
         decoder = whole.get_submodule(family.base)
         base = nn.Module()
@@ -66,6 +68,9 @@ class StageModule(nn.Module):
         self.add_module(family.base, base)
         if plan.last:
             self._take_head(whole, splitter)
+        for part in self.modules():
+            if isinstance(part, ColumnParallelLinear | RowParallelLinear):
+                part.split = self.split
 
     @property
     def decoder(self) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from meshwright.runtime.slices import TensorSlice
+from meshwright.runtime.split_backward import SplitBackward, split_linear
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 
 Slices = Mapping[str, TensorSlice]
@@ -34,22 +35,37 @@ def declare(module: nn.Module, slices: Slices) -> None:
         module.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape, device="meta")))
 
 
-class ColumnParallelLinear(nn.Module):
-    """y = x W^T + b with the outputs split: [.., in] -> [.., out/tp]. `transposed`: W is stored [in, out]."""
+class _Linear(nn.Module):
+    """Weight and bias with their slices, and the product over local tensors. `split` is set where a schedule may leave
+    weight gradients for later. `transposed`: the weight is stored [in, out]."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, slices: Slices, transposed: bool = False) -> None:
+    def __init__(self, slices: Slices, transposed: bool) -> None:
         super().__init__()
         self.slices = dict(slices)
         self.transposed = transposed
+        self.split: SplitBackward | None = None
         declare(self, slices)
 
-    def forward(self, entered: Tensor) -> Tensor:
+    def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        if self.split is not None and self.split.active:
+            return split_linear(inputs, self.weight, bias, self.transposed, self.split)
         weight = local(self.weight)
-        bias = None if self.bias is None else local(self.bias)
-        return functional.linear(entered, weight.t() if self.transposed else weight, bias)
+        return functional.linear(
+            inputs, weight.t() if self.transposed else weight, None if bias is None else local(bias)
+        )
+
+
+class ColumnParallelLinear(_Linear):
+    """y = x W^T + b with the outputs split: [.., in] -> [.., out/tp]."""
+
+    def __init__(self, slices: Slices, transposed: bool = False) -> None:
+        super().__init__(slices, transposed)
+
+    def forward(self, entered: Tensor) -> Tensor:
+        return self.product(entered, self.bias)
 
 
 class FusedColumnParallelLinear(nn.Module):
@@ -66,22 +82,15 @@ class FusedColumnParallelLinear(nn.Module):
         return torch.cat([block(entered) for block in self.blocks], dim=-1)
 
 
-class RowParallelLinear(nn.Module):
-    """y = x W^T + b with the inputs split: [.., in/tp] -> [.., out], summed over tp. `transposed`: W is [in, out]."""
-
-    weight: Tensor
-    bias: Tensor | None
+class RowParallelLinear(_Linear):
+    """y = x W^T + b with the inputs split: [.., in/tp] -> [.., out], summed over tp."""
 
     def __init__(self, slices: Slices, region: TensorParallelRegion, transposed: bool = False) -> None:
-        super().__init__()
-        self.slices = dict(slices)
+        super().__init__(slices, transposed)
         self.region = region
-        self.transposed = transposed
-        declare(self, slices)
 
     def forward(self, split: Tensor) -> Tensor:
-        weight = local(self.weight)
-        summed = self.region.leave(functional.linear(split, weight.t() if self.transposed else weight))
+        summed = self.region.leave(self.product(split, None))
         return summed if self.bias is None else summed + local(self.bias)
 
 
