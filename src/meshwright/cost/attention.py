@@ -26,6 +26,10 @@ SCORE_BYTES = 4.0
 """Bytes moved per score by a fused scale-mask-softmax kernel in 16 bits: read 2, written 2 (the products' own traffic
 of the score matrix is in their roofline)."""
 
+EAGER_SCORE_BYTES = 20.0
+"""The same by kernels of their own: scale and mask each read 2 and write 2, softmax in fp32 reads 2 and writes 4, its
+result is cast, read 4 and written 2."""
+
 DROPOUT_SCORE_BYTES = 5.0  # scores read and written once more, and a one-byte mask
 
 
@@ -82,7 +86,8 @@ def _unfused(
         + gemm.seconds(rows, wide, v, heads)
     )
     scores = heads * rows * seq
-    moved = (SCORE_BYTES + (DROPOUT_SCORE_BYTES if workload.dropout else 0.0)) * scores / gemm.bandwidth
+    softmax = EAGER_SCORE_BYTES if workload.attention == "eager" else SCORE_BYTES
+    moved = (softmax + (DROPOUT_SCORE_BYTES if workload.dropout else 0.0)) * scores / gemm.bandwidth
     return AttentionTimes(
         forward + moved * device.softmax_passes + 3 * device.launch_s,
         backward + 1.5 * moved * device.softmax_passes + 3 * device.launch_s,

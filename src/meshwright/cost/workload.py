@@ -24,7 +24,8 @@ class Workload:
     optimizer: Optimizer = Optimizer.ADAM_MIXED
     gradient_bytes: int = 4  # of the accumulated gradient, per parameter
     flash_attention: bool = True
-    attention: str | None = None  # generation of the flash kernel (keys of Device.attention); None: the stack's
+    attention: str | None = None  # generation of the flash kernel (keys of Device.attention), without one 'eager' for
+    # attention of separate kernels; None: the stack's, or a fused softmax
     fused_norm: bool | None = None  # None: as the stack does
     dropout: bool = False
     capacity_factor: float | None = None  # None: dropless MoE

@@ -94,7 +94,7 @@ KERNELS = (
 
 
 def attention_kernel(row: Fields) -> str | None:
-    """The generation of the flash kernel, where the row names it."""
+    """The generation of the flash kernel, where the row names it; 'eager' for attention of separate kernels."""
     words = row.text("attention_impl").lower()
     return next((kernel for name, kernel in KERNELS if name in words), None)
 
