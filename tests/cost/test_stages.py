@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.cost.shapes import decoder
 
 from meshwright.cost.candidates import Candidates
-from meshwright.cost.stages import even_split, stage_layers, stages
+from meshwright.cost.stages import stage_layers, stages
 from meshwright.layout.config import HybridParallelConfig, Schedule
+from meshwright.layout.split import even_split
 from meshwright.schedules.closed_form import live_microbatches
 from meshwright.schedules.placement import chunk_owner
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray, Runs, distinct
+from meshwright.layout.split import even_split
 from meshwright.models.spec import ModelSpec
 from meshwright.schedules.placement import V_SHAPED, chunk_owner
 
@@ -55,17 +56,6 @@ class StageKeys:
     v_shaped: BoolArray
     splits: tuple[tuple[int, ...] | None, ...]
     inverse: IntArray
-
-
-def even_split(layers: int, chunks: int) -> tuple[int, ...]:
-    """Layers of each chunk as even as can be, the longer ones in the middle: the first and last chunks also carry
-    the embedding and the head, so they get the short end."""
-    base, extra = divmod(layers, chunks)
-    split = [base] * chunks
-    start = (chunks - extra) // 2
-    for i in range(start, start + extra):
-        split[i] += 1
-    return tuple(split)
 
 
 def is_v_shaped(candidates: Candidates) -> BoolArray:
