@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_model_seed_or_data_is_refused(finished: Path, t
         resume(tmp_path, last, model=tiny(vocab=VOCABULARY, mlp=64))
     with pytest.raises(InputError, match="seed 0"):
         resume(tmp_path, last, layout={"training": {"seed": 5}})
-    with pytest.raises(InputError, match="all of|of 3 steps already"):
+    with pytest.raises(InputError, match="3 of 3 steps already"):
         run(tmp_path, "resumed", 3, {}, resume=last)
     (tmp_path / "text.txt").write_text("other words " * 200)
     with pytest.raises(InputError, match="the text or the tokenizer has changed"):

@@ -1,4 +1,4 @@
-"""Text becomes tokens once, and sequences come in one order whatever the layout; hostile input is refused in one line."""
+"""Text becomes tokens once; sequences come in one order whatever the layout; hostile input is refused."""
 
 from __future__ import annotations
 

@@ -156,9 +156,10 @@ class PipelineExecutor:
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
-        with self.pp.waiting():
-            for work, _ in live.sends:
-                work.wait()
+        if live.sends:
+            with self.pp.waiting():
+                for work, _ in live.sends:
+                    work.wait()
         return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
