@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -27,9 +27,13 @@ $(STAMP): pyproject.toml constraints/dev.txt
 	$(BIN)/python -m pip install -qq --constraint constraints/dev.txt --editable '.[runtime]' --group dev
 	touch $(STAMP)
 
-## make demo             plan, layout, estimate and scaling of Llama-3.1-70B on 64 H100, written to build/
+## make demo             plan, layout, estimate and scaling of Llama-3.1-70B on 64 H100; a small Llama trained on 8 ranks
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py
+
+## make two-machines     torchrun trains one job on two network namespaces (Linux, root; skipped elsewhere)
+two-machines: $(STAMP)
+	@$(BIN)/python tools/two_machines.py --rate 200mbit
 
 ## make test             the whole test suite
 test: $(STAMP)

@@ -1,8 +1,9 @@
 """`make demo`: the main job on real input, then a small plan that runs here.
 
 Plans Llama-3.1-70B on 64 H100 and looks at the plan from every side; trains a tiny Llama on this project's own
-documentation by 8 ranks of 2 x 2 x 2. Each command is printed as a user would type it, runs in its own process, and must
-succeed. Writes build/plan.yaml and build/demo-run.
+documentation by 8 ranks of 2 x 2 x 2: the loss must fall, and what every rank sent must be what was predicted. Each
+command is printed as a user would type it, runs in its own process, and must succeed. Writes build/plan.yaml and
+build/demo-run.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def main() -> None:
     meshwright(
         "train", "examples/tiny-llama-2x2x2.yaml", "--data", "docs", "--steps", "30", "--ledger", "--out", str(RUN)
     )
+    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "step"]
+    if not losses[-1] < losses[0] / 1.5:
+        sys.exit(f"demo: the loss did not fall enough: {losses[0]:.3f} to {losses[-1]:.3f}")
     print(f"\ndemo: all commands succeeded in {time.monotonic() - start:.0f} s; the plan is in {PLAN}")
 
 
