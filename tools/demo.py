@@ -1,9 +1,8 @@
 """`make demo`: the main job on real input, then a small plan that runs here.
 
 Plans Llama-3.1-70B on 64 H100 and looks at the plan from every side; trains a tiny Llama on this project's own
-documentation by 8 ranks of 2 x 2 x 2: the loss must fall, and what every rank sent must be what was predicted. Each
-command is printed as a user would type it, runs in its own process, and must succeed. Writes build/plan.yaml and
-build/demo-run.
+documentation by 8 ranks of 2 x 2 x 2. Each command is printed as a user would type it, runs in its own process, and
+must succeed. Writes build/plan.yaml and build/demo-run.
 """
 
 from __future__ import annotations
