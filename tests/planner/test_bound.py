@@ -29,7 +29,7 @@ def test_no_configuration_is_faster_than_the_bound_of_its_frame(
     name: str, gpus: int, batch: int, seq: int, framework: str
 ) -> None:
     model, machine, stack = MODELS[name], cluster(gpus), stacks()[framework]
-    found = space(model, machine, seq, gpus, batch)
+    found = space(model, machine, seq, gpus, batch).by_schedule()
     bounds = step_lower_bounds(model, machine, Workload(seq=seq), found, stack)
     picked = np.random.default_rng(0).permutation(len(bounds))[:200]
     some = found.take(picked)
@@ -44,7 +44,7 @@ def test_no_configuration_is_faster_than_the_bound_of_its_frame(
 
 def test_the_bound_is_not_idle() -> None:
     model, machine = load("llama-3.1-70b"), cluster(64)
-    found = space(model, machine, 4096, 64, 128)
+    found = space(model, machine, 4096, 64, 128).by_schedule()
     work = Workload(seq=4096)
     bounds = step_lower_bounds(model, machine, work, found, default_stack())
     best = min(

@@ -37,7 +37,12 @@ from meshwright.cost.workload import Workload
 from meshwright.layout.config import Schedule
 from meshwright.models.spec import ModelSpec
 
-PLAIN_SCHEDULES = tuple(SCHEDULES.index(s) for s in (Schedule.ONE_F_ONE_B, Schedule.GPIPE))
+PLAIN, BUSY, PAIRED = 0, 1, 2
+OVERLAP = np.array(
+    [{Schedule.ONE_F_ONE_B: PLAIN, Schedule.GPIPE: PLAIN, Schedule.DUALPIPEV: PAIRED}.get(s, BUSY) for s in SCHEDULES]
+)
+"""What a schedule has at hand to hide communication behind, by its code: the next microbatch alone, other chunks' work,
+or the chunk that runs at the same time."""
 UNIT_FRAME = tuple(name for name in UNIT_COLUMNS if name not in STATE_KNOBS)
 STATE_FRAME = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "dp", "pp")
 """What the traffic and size of parameters, gradients and optimizer state depend on, beside ZeRO."""
@@ -89,8 +94,7 @@ def blueprint(model: ModelSpec, workload: Workload, candidates: Candidates, stac
 
     unit_row, unit = run.distinct(of(*UNIT_FRAME), of("recompute", "recompute_every"))
     state_row, state = run.distinct(of(*STATE_FRAME), of("zero", "zero_shards"))
-    plain = np.isin(candidates.schedule, PLAIN_SCHEDULES)
-    block_row, block = run.distinct([shape.inverse, candidates.dp, candidates.pp, plain], [unit])
+    block_row, block = run.distinct([shape.inverse, candidates.dp, candidates.pp, OVERLAP[candidates.schedule]], [unit])
     flow_row, flow = run.distinct(of("schedule", "dp", "micro_batch", "global_batch"), [block])
     cell_row, cell = run.distinct([shape.inverse], [state])
     pair_row, pair = run.distinct([candidates.global_batch], [block, cell])

@@ -54,6 +54,7 @@ class Stack:
     tp_overlap: float = 0.0
     cp_overlap: float = 0.8
     ep_overlap: float = 0.0
+    ep_overlap_paired: float = 0.9  # under DualPipeV: a chunk's dispatch behind its pair's compute (DeepSeek-V3, 3.2.1)
     pp_overlap: float = 0.0  # of 1F1B; interleaved schedules use pp_overlap_interleaved
     pp_overlap_interleaved: float = 0.8
     contention: float = 0.1  # share of hidden communication time by which the compute behind it slows down

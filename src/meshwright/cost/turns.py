@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.blueprint import PLAIN_SCHEDULES, Blueprint
+from meshwright.cost.blueprint import OVERLAP, PAIRED, PLAIN, Blueprint
 from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
 from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
@@ -74,7 +74,8 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
     hidden: dict[str, FloatArray] = {}
     turn = dict(compute)
     for axis, phase, seconds, share in _communication(plan, at, messages, stack):
-        bare, behind = hide(seconds, share, HIDING_SHARE * compute[phase], stack.contention)
+        room = _room(plan, axis) * compute[phase]
+        bare, behind = hide(seconds, share, room, stack.contention)
         turn[phase] = turn[phase] + bare
         exposed[axis] = exposed[axis] + bare if axis in exposed else bare
         hidden[axis] = hidden[axis] + behind if axis in hidden else behind
@@ -101,18 +102,27 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
     )
 
 
+def _room(plan: Blueprint, axis: str) -> FloatArray | float:
+    """The share of a pass' compute behind which an axis may hide: all of it for experts where another chunk runs at
+    the same time."""
+    if axis != "ep":
+        return HIDING_SHARE
+    return np.where(OVERLAP[plan.blocks.schedule] == PAIRED, 1.0, HIDING_SHARE)[:, None]
+
+
 def _communication(
     plan: Blueprint, at: dict[str, FloatArray], messages: Messages, stack: Stack
 ) -> list[tuple[str, Phase, FloatArray, FloatArray | float]]:
     """(axis, phase, seconds [b, S], share that may hide) of everything a turn waits for. Stage boundaries hide better
     under schedules that have other work at hand than the next microbatch's."""
-    share = {"tp": stack.tp_overlap, "cp": stack.cp_overlap, "ep": stack.ep_overlap}
+    overlap = OVERLAP[plan.blocks.schedule][:, None]
+    experts = np.where(overlap == PAIRED, max(stack.ep_overlap, stack.ep_overlap_paired), stack.ep_overlap)
+    share = {"tp": stack.tp_overlap, "cp": stack.cp_overlap, "ep": experts}
     passes = (Phase.FORWARD, Phase.BACKWARD)
     found: list[tuple[str, Phase, FloatArray, FloatArray | float]] = [
         (axis, phase, at[f"{axis} {phase}"], share[axis]) for axis in LAYER_AXES for phase in passes
     ]
-    plain = np.isin(plan.blocks.schedule, PLAIN_SCHEDULES)
-    boundary = np.where(plain, stack.pp_overlap, stack.pp_overlap_interleaved)[:, None]
+    boundary = np.where(overlap == PLAIN, stack.pp_overlap, stack.pp_overlap_interleaved)
     counts = (plan.stages.sends, plan.stages.receives)
     for phase, message, count in zip(passes, messages.boundary, counts, strict=True):
         found.append(("pp", phase, count[plan.shape_of_block] * message[:, None], boundary))

@@ -22,6 +22,8 @@ from meshwright.planner.enumerate import Space
 from meshwright.planner.table import Table, keep
 
 SETTING = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch")
+PAIRED = SCHEDULES.index(Schedule.DUALPIPEV)
+"""The schedule that hides expert-parallel communication behind another chunk's compute."""
 PER_MICROBATCH = ("forward", "backward", "tp", "cp", "ep")
 SAFETY = 0.999
 """Rounding of sums in another order must not push the bound above the step."""
@@ -30,10 +32,11 @@ SAFETY = 0.999
 def step_lower_bounds(
     model: ModelSpec, cluster: Cluster, workload: Workload, configurations: Space, stack: Stack
 ) -> FloatArray:
-    """Seconds that no configuration of a frame can beat, for every frame of the space."""
+    """Seconds that no configuration of a frame can beat, for every frame of a space by schedule."""
     frames = configurations.frames
-    first, inverse = distinct([frames[name] for name in SETTING])
-    settings = keep(frames, first)
+    paired = frames["schedule"] == PAIRED
+    first, inverse = distinct([paired, *(frames[name] for name in SETTING)])
+    settings = keep(frames | {"paired": paired.astype(np.int64)}, first)
 
     rows = _on_one_stage(settings, configurations)
     parts = evaluate(model, cluster, workload, rows, stack=stack, prune=False).parts_s
@@ -54,11 +57,11 @@ def _on_one_stage(settings: Table, configurations: Space) -> Candidates:
         cp=settings["cp"],
         ep=settings["ep"],
         expert_tp=settings["expert_tp"],
-        vpp=one,
+        vpp=one + settings["paired"],
         sequence_parallel=settings["sequence_parallel"] > 0,
         micro_batch=settings["micro_batch"],
         global_batch=dp * settings["micro_batch"],
-        schedule=one * SCHEDULES.index(Schedule.ONE_F_ONE_B),
+        schedule=np.where(settings["paired"] > 0, PAIRED, SCHEDULES.index(Schedule.ONE_F_ONE_B)),
         zero=0 * one,
         zero_shards=dp * settings["cp"],
         recompute=one * RECOMPUTES.index(Recompute.NONE),

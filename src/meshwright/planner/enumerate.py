@@ -75,8 +75,8 @@ class Space:
         """The frames with their lean states alone."""
         return replace(self, states=self.lean_states)
 
-    def by_schedule(self) -> tuple[Space, IntArray]:
-        """The same configurations with a frame for every schedule, and the frame here of each frame there."""
+    def by_schedule(self) -> Space:
+        """The same configurations with a frame for every schedule."""
         frame, schedule = self.schedules.expand(np.arange(len(self.schedules.code)))
         frames = {name: values[frame] for name, values in self.frames.items()} | schedule
         return replace(
@@ -85,7 +85,7 @@ class Space:
             schedules=Options.one(len(frame)),
             states=self.states.take(frame),
             lean_states=self.lean_states.take(frame),
-        ), frame
+        )
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, Candidates]]:
         """The configurations in order, about `chunk_rows` at a time, each chunk with its first frame."""

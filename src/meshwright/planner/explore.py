@@ -95,10 +95,10 @@ def explore(
     """Evaluate a space, the most promising frames first, until the bound rules the rest out. Block by block of frames
     with their schedules, the lean states tell which fit at all; the others are not expanded."""
     start = perf_counter()
-    bounds = step_lower_bounds(model, cluster, workload, configurations, stack)
+    by_schedule = configurations.by_schedule()
+    bounds = step_lower_bounds(model, cluster, workload, by_schedule, stack)
     order = np.argsort(bounds, kind="stable")
-    ordered, frame = configurations.take(order).by_schedule()
-    bounds = bounds[order][frame]
+    ordered, bounds = by_schedule.take(order), bounds[order]
     tally = _Tally((1.0 - headroom) * cluster.accelerator.memory_bytes)
     for block in _blocks(ordered.lean, chunk_rows):
         if bounds[block[0]] > tally.cutoff_s:
