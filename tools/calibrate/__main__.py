@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FITTED = ROOT / "src/meshwright/cost/data/fitted.toml"
 REPORT = ROOT / "docs/calibration.md"
 FOLDS = 5
+SMALLEST_FAMILY = 5
+"""Families with fewer rows are left out together."""
 
 
 def main() -> None:
@@ -59,8 +62,8 @@ def _report(
     """The tables of docs/calibration.md."""
     speak = say if callable(say) else print
     crossed = left_out(problem, parameters, solution, prior, rows.scale, folds(rows.config_groups, FOLDS), speak)
-    names = sorted(set(rows.families))
-    family = np.array([names.index(f) for f in rows.families])
+    names = sorted(f for f, count in Counter(rows.families).items() if count >= SMALLEST_FAMILY)
+    family = np.array([names.index(f) if f in names else -1 for f in rows.families])
     alone = left_out(problem, parameters, solution, prior, rows.scale, family, speak)
     sections = [
         "# Calibration",
