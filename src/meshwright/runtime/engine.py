@@ -20,6 +20,7 @@ from meshwright.layout.split import layer_ranges
 from meshwright.ledger import Phase
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.data_parallel import PlainDataParallel
+from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.families import family_of
 from meshwright.runtime.gradients import clip, complete_gradients, global_norm, gradient_of
 from meshwright.runtime.optimizer import LocalOptimizer, LossScaler, OptimizerOptions
@@ -47,13 +48,15 @@ LOSS = "loss"
 class EngineOptions:
     """What a plan does not say. `dtype` overrides the plan's precision (parity runs in float64).
 
-    `forward_context` is entered around every forward pass; `recompute_contexts` around recomputation.
+    `seed` is that of dropout. `forward_context` is entered around every forward pass; `recompute_contexts` around
+    recomputation.
     """
 
     seq: int
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
+    seed: int = 0
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
     recompute_contexts: Contexts = no_contexts
 
@@ -129,6 +132,8 @@ class Engine:
     def gradients(self, tokens: Tensor, labels: Tensor) -> tuple[float, int]:
         """Forward and backward of the global batch: complete, unclipped gradients, the mean loss, the token count."""
         self.data_parallel.begin()
+        for module in self.chunks.values():
+            module.dropout.step = self.steps_done
         # Gradients are averaged over dp x cp, so each replica scales by its own share of the nominal tokens. Ignored
         # labels make the true count smaller: it is known only after the step's one exchange, which corrects for it.
         nominal = tokens.numel() * self.config.dp
@@ -152,7 +157,8 @@ class Engine:
         if tuple(tokens.shape) != expected or tuple(labels.shape) != expected:
             raise InputError(f"this dp rank's batch must be {list(expected)} tokens, got {list(tokens.shape)}")
         for start in range(0, expected[0], size):
-            yield Microbatch(tokens[start : start + size], labels[start : start + size])
+            sequence = self.groups.axis("dp").rank * expected[0] + start
+            yield Microbatch(tokens[start : start + size], labels[start : start + size], sequence)
 
     def _global_loss(self, summed: Tensor | None, labels: Tensor) -> tuple[float, int]:
         """Mean loss and token count of the global batch: one exchange over dp, one to tell the other stages."""
@@ -252,6 +258,7 @@ def _build_chunks(
         config.recompute_every,
         options.recompute_contexts,
         options.attention,
+        DropoutState(options.seed),
     )
     tp_mesh = groups.mesh["tp"] if config.tp > 1 else None
     ranges = layer_ranges(config, int(model_config.num_hidden_layers))

@@ -34,10 +34,11 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Token ids and labels, [b, s] each."""
+    """Token ids and labels, [b, s] each, and which sequence of the global batch is the first."""
 
     tokens: Tensor
     labels: Tensor
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,14 @@ class PipelineExecutor:
         hidden = self._input(action, microbatch, live).detach()
         if trains and not module.plan.first:
             hidden.requires_grad_()
-        with torch.set_grad_enabled(trains), self._forward_context(), module.split.during(key in self._split):
-            output = module(hidden, microbatch.labels if module.plan.last else None)
+        labels = microbatch.labels if module.plan.last else None
+        with (
+            torch.set_grad_enabled(trains),
+            self._forward_context(),
+            module.split.during(key in self._split),
+            module.dropout.on(microbatch.sequence, active=trains),
+        ):
+            output = module(hidden, labels)
         if output is hidden:  # a chunk without layers must not pass its receive buffer on
             output = hidden.clone()
         if trains:

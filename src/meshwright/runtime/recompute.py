@@ -38,9 +38,9 @@ def recompute_layers(layers: nn.ModuleDict, every: int, contexts: Contexts = no_
             )
 
 
-def register_selective(contexts: Contexts = no_contexts) -> str:
+def register_selective(contexts: Contexts = no_contexts, attention: str = "sdpa") -> str:
     """Register an attention function that recomputes core attention; returns its name for transformers."""
-    core = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    core = ALL_ATTENTION_FUNCTIONS[attention]
 
     def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **keywords: Any) -> Any:
         return checkpoint(partial(core, module, **keywords), q, k, v, mask, use_reentrant=False, context_fn=contexts)

@@ -7,7 +7,7 @@ unsharded model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from meshwright.layout.config import Recompute
+from meshwright.runtime import dropout
+from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
 from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
@@ -50,6 +52,7 @@ class StageModule(nn.Module):
         self.region: TensorParallelRegion = splitter.region
         self.split = SplitBackward()
         self.tied = bool(self.config.tie_word_embeddings)
+        self.dropout = DropoutState()
         decoder = whole.get_submodule(family.base)
         base = nn.Module()
         if plan.first:
@@ -202,6 +205,7 @@ class StageOptions:
     recompute_every: int = 1
     contexts: Contexts = no_contexts
     attention: str = "sdpa"
+    dropout: DropoutState = field(default_factory=DropoutState)
 
 
 def build_stage(
@@ -209,11 +213,17 @@ def build_stage(
 ) -> Stage:
     """Cut a chunk from the model on the meta device, split it over tp and fill only its own slices."""
     selective = options.recompute is Recompute.SELECTIVE
-    attention = register_selective(options.contexts) if selective else options.attention
+    contexts = options.dropout.contexts(options.contexts)
+    core = options.attention
+    if dropout.has_attention_dropout(splitter.config):
+        core = dropout.register_attention(core)
+    attention = register_selective(contexts, core) if selective else core
     whole = meta_model(splitter.config, attention)
     module = StageModule(whole, plan, splitter)
+    module.dropout = options.dropout
+    dropout.install(module, splitter.family.attention, splitter.region, options.dropout)
     if options.recompute is Recompute.FULL:
-        recompute_layers(module.layers, options.recompute_every, options.contexts)
+        recompute_layers(module.layers, options.recompute_every, contexts)
     slices = parameter_slices(module, splitter)
     materialize(module, slices, source, options.dtype, options.device, tp_mesh)
     for part in module.modules():

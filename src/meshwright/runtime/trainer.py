@@ -115,7 +115,7 @@ def engine_options(job: TrainingJob) -> EngineOptions:
         warmup_steps=run.warmup_steps,
         total_steps=run.steps,
     )
-    return EngineOptions(seq=job.seq, optimizer=optimizer)
+    return EngineOptions(seq=job.seq, optimizer=optimizer, seed=run.seed)
 
 
 def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
