@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from meshwright.commands import options as o
 from meshwright.commands import output
 from meshwright.commands.inputs import configured
+from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
+
+if TYPE_CHECKING:
+    from meshwright.commands.jobs import Job
+    from meshwright.simulation import StepTimeline
 
 
 def estimate(
@@ -37,11 +45,13 @@ def estimate(
     dropout: o.Dropout = None,
     stack: o.StackName = None,
     out: o.PlanOut = None,
+    trace: o.TraceOut = None,
     as_json: o.Json = False,
 ) -> int:
     """What one configuration needs and how fast it runs: memory by stage, where every second goes, all traffic.
 
-    dp left out is as many replicas as the cluster holds. Exit code 1 says that it does not fit.
+    dp left out is as many replicas as the cluster holds. --trace replays the pipeline's schedule event by event. Exit
+    code 1 says that it does not fit.
     """
     from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, is_plan, job_of_model, job_of_plan, plan_of
     from meshwright.commands.serving import estimate_serving
@@ -52,6 +62,7 @@ def estimate(
     from meshwright.report.headings import job_line
     from meshwright.report.json_documents import estimate_document
     from meshwright.report.layout_tables import axis_links
+    from meshwright.report.timeline_plot import timeline_document, timeline_report
 
     machine = ClusterOptions(cluster, nodes, gpus, gpus_per_node, reserved_gib)
     work = WorkloadOptions(seq, optimizer, flash, dropout, stack)
@@ -64,6 +75,8 @@ def estimate(
     if is_plan(model):
         plan = Plan.read(model)
         if isinstance(plan.workload, ServingWorkload):
+            if trace is not None:
+                raise InputError("--trace shows a training step; this plan serves")
             return estimate_serving(plan, plan.workload, as_json)
         job, base = job_of_plan(plan, machine, work), plan.parallel
         if not machine.resizes and not any((dp, tp, pp, cp)):
@@ -76,9 +89,22 @@ def estimate(
     result = price(job.model, job.cluster, job.workload, config, job.stack)
     if out is not None:
         plan_of(job, config, result).write(out)
+    timeline = _traced(job, config, trace) if trace is not None else None
     if as_json:
-        output.show_json(estimate_document(result))
+        simulated = {} if timeline is None else {"simulation": timeline_document(timeline)}
+        output.show_json({**estimate_document(result), **simulated})
     else:
         heading = job_line(job.model, job.cluster, job.workload.seq, config.global_batch)
         output.show(estimate_report(result, heading, axis_links(config, job.cluster)))
+        if timeline is not None:
+            output.show(timeline_report(timeline))
     return 0 if result.memory.fits else 1
+
+
+def _traced(job: Job, config: HybridParallelConfig, path: Path) -> StepTimeline:
+    """Simulate the step and write its trace."""
+    from meshwright.simulation import simulate_step, write_trace
+
+    timeline = simulate_step(job.model, job.cluster, job.workload, config, job.stack)
+    write_trace(timeline, path)
+    return timeline

@@ -155,4 +155,8 @@ Json: TypeAlias = Annotated[
 PlanOut: TypeAlias = Annotated[
     Path | None, typer.Option("-o", "--out", help="Write the plan to this file.", rich_help_panel=OUTPUT)
 ]
+TraceOut: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Simulate the step and write its timeline, a Chrome trace.", rich_help_panel=OUTPUT),
+]
 Plot: TypeAlias = Annotated[bool, typer.Option("--plot", help="Draw memory against speed too.", rich_help_panel=OUTPUT)]

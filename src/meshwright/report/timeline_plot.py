@@ -1,0 +1,95 @@
+"""A simulated step as a person reads it: one row per stage, and what each axis exposes.
+
+In: a `StepTimeline`. Out: text and rich renderables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from meshwright.report.estimate_tables import table
+from meshwright.report.numbers import percent, seconds
+from meshwright.simulation import Span, StepTimeline, Stream
+
+WIDTH = 120
+MOST_ROWS = 32
+"""Of a longer pipeline the first and last stages are drawn."""
+LEGEND = "F forward   B backward   W weight gradients   d gradients and parameters   o optimizer   . idle"
+
+
+def timeline_report(timeline: StepTimeline, width: int = WIDTH) -> RenderableType:
+    """The plot, and the table of exposed communication."""
+    title = Text("Simulated step", style="bold")
+    head = f"{seconds(timeline.step_s)}, of which {seconds(timeline.tail_s)} after the last stage has finished"
+    return Group(title, Text(head), Text(timeline_plot(timeline, width)), _exposed(timeline))
+
+
+def timeline_plot(timeline: StepTimeline, width: int = WIDTH) -> str:
+    """One row per stage; a column shows what filled most of its time."""
+    shown = list(range(timeline.stages))
+    if len(shown) > MOST_ROWS:
+        shown = [*shown[: MOST_ROWS // 2], *shown[-MOST_ROWS // 2 :]]
+    margin = len(f"stage {timeline.stages - 1}")
+    lines = [f"{f'stage {stage}':<{margin}} |{_row(timeline, stage, width)}|" for stage in shown]
+    if len(shown) < timeline.stages:
+        lines.insert(MOST_ROWS // 2, f"{'...':<{margin}}  ({timeline.stages - len(shown)} more)")
+    axis = f"{'':<{margin}}  0{seconds(timeline.replayed_s):>{width - 1}}"
+    return "\n".join([*lines, axis, f"{'':<{margin}}  {LEGEND}"])
+
+
+def _row(timeline: StepTimeline, stage: int, width: int) -> str:
+    """Letters by time: compute first, state traffic where compute is idle."""
+    total = timeline.replayed_s or 1.0
+    filled: list[dict[str, float]] = [{} for _ in range(width)]
+    spans = timeline.of_stage(stage)
+    for stream, most in ((Stream.COMPUTE, 1.0), (Stream.DP, 0.5)):
+        _fill(filled, [s for s in spans if s.stream is stream], width / total, most)
+    letters: list[str] = []
+    for column in filled:
+        idle = 1.0 - sum(column.values())
+        letter, share = max(column.items(), key=lambda item: item[1], default=(".", 0.0))
+        letters.append(letter if share >= idle else ".")
+    return "".join(letters)
+
+
+def _fill(filled: list[dict[str, float]], spans: Sequence[Span], columns_per_s: float, most: float) -> None:
+    """Add the share of every column that the spans cover, where not more than `most` of it is taken."""
+    for span in spans:
+        first, last = span.start_s * columns_per_s, span.end_s * columns_per_s
+        for column in range(int(first), min(int(last) + 1, len(filled))):
+            share = min(last, column + 1) - max(first, column)
+            taken = filled[column]
+            if share > 0 and (most >= 1.0 or sum(taken.values()) < most):
+                letter = _letter(span)
+                taken[letter] = taken.get(letter, 0.0) + share
+
+
+def _letter(span: Span) -> str:
+    if span.stream is Stream.DP:
+        return "d"
+    if span.name == "optimizer":
+        return "o"
+    return {"F": "F", "W": "W"}.get(span.name[:1], "B")
+
+
+def _exposed(timeline: StepTimeline) -> Table:
+    """Per axis: on the wire, and by how much the step would be shorter without."""
+    made = table("Communication of the step", "axis", "on the wire", "exposed", "of the step")
+    for axis, exposure in timeline.exposed.items():
+        share = exposure.exposed_s / timeline.step_s
+        made.add_row(axis, seconds(exposure.wire_s), seconds(exposure.exposed_s), percent(share))
+    return made
+
+
+def timeline_document(timeline: StepTimeline) -> dict[str, object]:
+    """The summary in `--json`; the spans are in the trace."""
+    return {
+        "step_s": timeline.step_s,
+        "replayed_s": timeline.replayed_s,
+        "idle_fraction": timeline.bubble_fraction,
+        "exposed": timeline.exposed,
+    }
