@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.runtime.context_parallel import ContextVariant
 
 SEQ = 16
 
@@ -19,6 +20,7 @@ class Case:
     config: HybridParallelConfig
     family: str = "llama"
     model: dict[str, Any] = field(default_factory=dict)
+    variant: ContextVariant = ContextVariant.RING
 
 
 def layout(**sizes: Any) -> HybridParallelConfig:
@@ -28,9 +30,12 @@ def layout(**sizes: Any) -> HybridParallelConfig:
 
 INTERLEAVED = {"schedule": Schedule.INTERLEAVED, "vpp": 2}
 
+ALL_TO_ALL = ContextVariant.ALL_TO_ALL
 ZB_H1 = {"schedule": Schedule.ZB_H1}
 ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
 DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
+
+CP_FAMILIES = [(2, "llama"), (4, "llama"), (2, "mistral"), (4, "gemma3_text"), (2, "gpt2"), (2, "gpt_neox")]
 
 CHOSEN = [
     Case("dp2", layout(dp=2)),
@@ -54,6 +59,8 @@ CHOSEN = [
     Case("zb-h1 x dp2 zero3", layout(pp=2, dp=2, zero=3, **ZB_H1), "gpt_neox"),
     Case("zbv x tp2, tied", layout(pp=2, tp=2, **ZBV), "qwen3", {"tie_word_embeddings": True}),
     Case("dualpipev x dp2", layout(pp=2, dp=2, global_batch=12, **DUALPIPEV), "gpt2"),
+    Case("cp4 ring, sliding windows", layout(cp=4), "gemma3_text"),
+    Case("cp2 all-to-all x tp2 sp", layout(cp=2, tp=2, sequence_parallel=True), "qwen3", variant=ALL_TO_ALL),
     Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
 ]
 
@@ -95,6 +102,27 @@ def _zero_bubble() -> list[Case]:
     return cases
 
 
+def _context() -> list[Case]:
+    cases: list[Case] = []
+    for variant in ContextVariant:
+        cases += [Case(f"cp{cp} {variant}", layout(cp=cp), family, variant=variant) for cp, family in CP_FAMILIES]
+        cases += [
+            Case(
+                f"tp2 sp x cp2 x dp2 zero{zero} {variant}",
+                layout(tp=2, cp=2, dp=2, sequence_parallel=True, zero=zero),
+                "qwen3",
+                variant=variant,
+            )
+            for zero in (0, 3)
+        ]
+        cases += [
+            Case(f"cp2 x pp2 recompute {mode} {variant}", layout(cp=2, pp=2, recompute=mode), "phi3", variant=variant)
+            for mode in (Recompute.FULL, Recompute.SELECTIVE)
+        ]
+    cases.append(Case("cp2 x dp2 hsdp", layout(cp=2, dp=2, zero=2, zero_shards=2)))
+    return cases
+
+
 def _families() -> list[Case]:
     families = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "gpt_neox")
     layouts = [layout(tp=2, pp=2, sequence_parallel=True), layout(tp=2, dp=2, zero=3)]
@@ -133,4 +161,4 @@ def _corners() -> list[Case]:
 
 def matrix() -> list[Case]:
     """Everything that `make parity` runs, at most 8 ranks each."""
-    return [*CHOSEN, *_single_axes(), *_all_three(), *_zero_bubble(), *_families(), *_corners()]
+    return [*CHOSEN, *_single_axes(), *_all_three(), *_zero_bubble(), *_context(), *_families(), *_corners()]

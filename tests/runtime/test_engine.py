@@ -176,7 +176,7 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (layout(cp=2), "cp=2 cannot be trained"),
+        (layout(cp=3), "cp=3 needs a sequence that 2 x cp divides, not 16 tokens"),
         (layout(ep=2, dp=2), "ep=2 cannot be trained"),
         (layout(precision=Precision.FP8), "precision fp8 cannot be trained"),
         (layout(pp=2, layer_split=(1, 1)), "layer_split .* sum to 4 layers; try .2, 2."),
@@ -186,6 +186,15 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
 def test_what_cannot_be_trained_is_refused_in_the_users_words(config: HybridParallelConfig, message: str):
     with pytest.raises(InputError, match=message):
         run_ranks(config.world_size, engine_of, config)
+
+
+def context_with_dropout() -> None:
+    with pytest.raises(InputError, match=r"context parallelism runs without dropout.*attn_pdrop=0.1"):
+        engine_of(layout(cp=2), family="gpt2", attn_pdrop=0.1)
+
+
+def test_context_parallelism_with_dropout_is_refused():
+    run_ranks(2, context_with_dropout)
 
 
 def wrong_batch() -> None:

@@ -35,6 +35,7 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("gemma3_text", {}, layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL, **FP32)),
     ("gpt2", {}, layout(tp=2, pp=2, sequence_parallel=True, **FP32)),
     ("llama", {}, layout(dp=2, pp=2, zero=2, **ZBV, **FP32)),
+    ("mistral", {}, layout(cp=2, dp=2, zero=3, recompute=Recompute.SELECTIVE, **FP32)),
     ("llama", {}, layout(dp=2, zero=3, **FP32)),
     ("phi3", {}, layout(dp=4, zero=2, zero_shards=2, **FP32)),
 ]

@@ -19,6 +19,7 @@ from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.layout.split import layer_ranges
 from meshwright.ledger import Phase
 from meshwright.runtime.collectives import all_reduce
+from meshwright.runtime.context_parallel import ContextShard, ContextVariant, refuse_dropout
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.families import family_of
@@ -56,6 +57,7 @@ class EngineOptions:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
+    context_variant: ContextVariant = ContextVariant.RING
     seed: int = 0
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
     recompute_contexts: Contexts = no_contexts
@@ -86,6 +88,7 @@ class Engine:
     optimizer: LocalOptimizer
     options: EngineOptions
     scaler: LossScaler | None
+    context: ContextShard | None = None
     steps_done: int = field(default=0)
 
     @property
@@ -94,7 +97,7 @@ class Engine:
 
     def owns(self, parameter: LocalParameter) -> bool:
         """Whether this rank's copy stands for the model's: every element of it has exactly one owner."""
-        first_replica = self.groups.axis("dp_replicate" if self.sharded else "dp").is_first
+        first_replica = self.groups.axis("zero_replica" if self.sharded else "dp_cp").is_first
         return parameter.counts_in_norm and first_replica and not parameter.second_copy
 
     def holds_first_copy(self, second: LocalParameter) -> bool:
@@ -138,6 +141,7 @@ class Engine:
         # labels make the true count smaller: it is known only after the step's one exchange, which corrects for it.
         nominal = tokens.numel() * self.config.dp
         own = nominal / (self.config.dp * self.config.cp)
+        tokens, labels = self._own_tokens(tokens, labels)
         summed = self.executor.run(list(self._microbatches(tokens, labels)), self._loss_scale / own)
         self.data_parallel.finish()
         complete_gradients(self.parameters, self.groups)
@@ -148,17 +152,24 @@ class Engine:
 
     def evaluate(self, tokens: Tensor, labels: Tensor) -> float:
         """Mean loss of a global batch, forward only: no gradients, and no activation is kept."""
+        tokens, labels = self._own_tokens(tokens, labels)
         summed = self.evaluator.run(list(self._microbatches(tokens, labels)))
         return self._global_loss(summed, labels)[0]
 
     def _microbatches(self, tokens: Tensor, labels: Tensor) -> Iterator[Microbatch]:
         size = self.config.micro_batch
-        expected = (self.config.num_microbatches * size, self.options.seq)
+        expected = (self.config.num_microbatches * size, self.options.seq // self.config.cp)
         if tuple(tokens.shape) != expected or tuple(labels.shape) != expected:
             raise InputError(f"this dp rank's batch must be {list(expected)} tokens, got {list(tokens.shape)}")
         for start in range(0, expected[0], size):
             sequence = self.groups.axis("dp").rank * expected[0] + start
             yield Microbatch(tokens[start : start + size], labels[start : start + size], sequence)
+
+    def _own_tokens(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """This cp rank's part of every sequence."""
+        if self.context is None:
+            return tokens, labels
+        return self.context.own(tokens), self.context.own(labels)
 
     def _global_loss(self, summed: Tensor | None, labels: Tensor) -> tuple[float, int]:
         """Mean loss and token count of the global batch: one exchange over dp, one to tell the other stages."""
@@ -188,12 +199,15 @@ def build_engine(
 ) -> Engine:
     """Cut, split, fill and shard this rank's chunks, and make them ready to train."""
     _refuse_unsupported(config, options)
+    if config.cp > 1:
+        refuse_dropout(model_config)
     split_groups(groups, model_config)
     schedule = pipeline_schedule(config)
     compute = options.dtype or COMPUTE_DTYPES[config.precision]
-    shards = config.zero > 0 and groups.axis("dp_shard").size * config.cp > 1
+    shards = config.zero > 0 and groups.axis("zero_shard").size > 1
     stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
-    chunks, parameters = _build_chunks(config, model_config, groups, source, options, schedule, stored)
+    context = ContextShard(groups.axis("cp"), options.seq, options.context_variant) if config.cp > 1 else None
+    chunks, parameters = _build_chunks(config, model_config, groups, source, options, schedule, stored, context)
     if shards:
         for module in chunks.values():
             shard_chunk(module, groups, config.zero, None if stored == compute else compute)
@@ -208,7 +222,9 @@ def build_engine(
     )
     optimizer = LocalOptimizer(local, options.optimizer)
     scaler = LossScaler() if compute == torch.float16 else None
-    return Engine(config, groups, chunks, local, data_parallel, executor, evaluator, optimizer, options, scaler)
+    return Engine(
+        config, groups, chunks, local, data_parallel, executor, evaluator, optimizer, options, scaler, context
+    )
 
 
 def pipeline_schedule(config: HybridParallelConfig, forward_only: bool = False) -> PipelineSchedule:
@@ -230,11 +246,11 @@ def _refuse_unsupported(config: HybridParallelConfig, options: EngineOptions) ->
             f"global_batch={config.global_batch} is not a multiple of dp x micro_batch = "
             f"{config.dp * config.micro_batch}"
         )
-    if config.sequence_parallel and options.seq % config.tp:
+    if config.sequence_parallel and options.seq // config.cp % config.tp:
         raise InputError(f"sequence parallelism needs tp={config.tp} to divide the sequence of {options.seq} tokens")
-    for size, name in ((config.cp, "cp"), (config.ep, "ep"), (config.expert_tp, "expert_tp")):
+    for size, name in ((config.ep, "ep"), (config.expert_tp, "expert_tp")):
         if size > 1:
-            raise InputError(f"{name}={size} cannot be trained: this runtime splits over dp, pp and tp; use {name}=1")
+            raise InputError(f"{name}={size} cannot be trained: this runtime splits over dp, pp, cp, tp; use {name}=1")
     if options.dtype is None and config.precision not in COMPUTE_DTYPES:
         known = ", ".join(COMPUTE_DTYPES)
         raise InputError(f"precision {config.precision} cannot be trained here; use one of {known}")
@@ -248,6 +264,7 @@ def _build_chunks(
     options: EngineOptions,
     schedule: PipelineSchedule,
     stored: torch.dtype,
+    context: ContextShard | None,
 ) -> tuple[dict[int, StageModule], dict[int, dict[str, TensorSlice]]]:
     region = TensorParallelRegion(groups.axis("tp"), config.sequence_parallel and config.tp > 1)
     splitter = Splitter(family_of(model_config), model_config, region)
@@ -259,6 +276,7 @@ def _build_chunks(
         options.recompute_contexts,
         options.attention,
         DropoutState(options.seed),
+        context,
     )
     tp_mesh = groups.mesh["tp"] if config.tp > 1 else None
     ranges = layer_ranges(config, int(model_config.num_hidden_layers))
@@ -278,7 +296,7 @@ def _local_parameters(
     shards: bool,
 ) -> list[LocalParameter]:
     local: list[LocalParameter] = []
-    shard = groups.axis("dp_shard")
+    shard = groups.axis("zero_shard")
     for chunk, module in chunks.items():
         tied = module.tied_weight_name()
         for name, live in module.named_parameters():

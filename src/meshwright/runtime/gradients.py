@@ -65,7 +65,7 @@ def global_norm(parameters: Sequence[LocalParameter], groups: ProcessGroupManage
     device = groups.device.torch
     squares = [torch.linalg.vector_norm(g).double().square() for g in counted]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
-    axes = ["tp", "pp", *(["dp_shard", "cp"] if sharded else [])]
+    axes = ["tp", "pp", *(["zero_shard"] if sharded else [])]
     with groups.recorder.during(Phase.OPTIMIZER):
         for axis in axes:
             all_reduce(total, groups.axis(axis), NORM)

@@ -14,7 +14,7 @@ from typing import Any
 from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
 from meshwright.runtime.parity import Difference, ParityJob, ParityReport, compare
 
-AXES = ("dp", "pp", "tp")
+AXES = ("dp", "pp", "cp", "tp")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def describe(config: HybridParallelConfig) -> str:
         parts.append(f"dp{config.dp}" + (f" zero{config.zero}" if config.zero else ""))
     if config.pp > 1:
         parts.append(f"pp{config.pp} {config.schedule}" + (f" vpp{config.vpp}" if config.vpp > 1 else ""))
+    if config.cp > 1:
+        parts.append(f"cp{config.cp}")
     if config.tp > 1:
         parts.append(f"tp{config.tp}" + (" sp" if config.sequence_parallel else ""))
     recompute = "" if config.recompute is Recompute.NONE else f", recompute {config.recompute}"

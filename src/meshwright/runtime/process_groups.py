@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh
 
 from meshwright.errors import InputError
-from meshwright.layout.config import AXES, HybridParallelConfig
+from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import RankLayout, rank_layout
 from meshwright.ledger import Collective
 from meshwright.runtime.launch import Device
@@ -25,13 +25,17 @@ from meshwright.runtime.recorder import Recorder, Stopwatch
 
 RankGroups = NDArray[np.int64]  # [groups, size]
 
-MESH_DIMS = ("dp_replicate", "dp_shard", "pp", "cp", "tp")
-"""dp is two mesh dims so that HSDP shards within dp_shard and replicates across dp_replicate."""
+MESH_DIMS = ("zero_replica", "zero_shard", "pp", "tp")
+"""Axes of the DeviceMesh. dp x cp, whose ranks share gradients, is two of them: HSDP shards within zero_shard and
+replicates across zero_replica. (cp and the expert axes have groups, but nothing is placed along them.)"""
 
-LAYOUT_GROUPS = ("tp", "cp", "pp", "dp", "dp_cp", "tp_cp", "model", "expert_tp", "ep", "expert_dp", "embedding")
+LAYOUT_GROUPS = (
+    *("tp", "cp", "pp", "dp", "dp_cp", "tp_cp", "model", "zero_shard", "zero_replica"),
+    *("expert_tp", "ep", "expert_dp", "embedding"),
+)
 """Axes and combinations that get a group, as `layout.grid` names them."""
 
-BOOKED_ON = {"dp_shard": "dp", "dp_replicate": "dp", "dp_cp": "dp"}
+BOOKED_ON: dict[str, str] = dict.fromkeys(("dp_cp", "zero_shard", "zero_replica"), "dp")
 """Ledger axis of groups that are part of an axis or stand for it; other groups are booked under their own name."""
 
 
@@ -104,8 +108,9 @@ class ProcessGroupManager:
         self.mesh = self._device_mesh()
 
     def axis(self, name: str) -> AxisGroup:
-        """The group of an axis or combination: dp, pp, cp, tp, ep, expert_dp, expert_tp, dp_cp, tp_cp, model,
-        dp_replicate, dp_shard, embedding (first and last stage only)."""
+        """The group of an axis or combination: dp, pp, cp, tp, ep, expert_dp, expert_tp, dp_cp, tp_cp, model;
+        zero_shard and zero_replica (dp x cp ranks that share one copy of sharded state, and the copies); embedding
+        (first and last stage only)."""
         return self._axes[name]
 
     @property
@@ -237,29 +242,15 @@ def check_same_plan(digest: str, store: Store) -> None:
 
 
 def _mesh_grid(layout: RankLayout) -> RankGroups:
-    """Ranks as [dp_replicate, dp_shard, pp, cp, tp], wherever the order puts them."""
+    """Ranks as [zero_replica, zero_shard, pp, tp], wherever the order puts them."""
     config = layout.config
-    dense = layout.dense.ranks.transpose([layout.dense.axes.index(axis) for axis in AXES])
-    shard = _dp_shard(config)
-    return dense.reshape(config.dp // shard, shard, config.pp, config.cp, config.tp)
-
-
-def _dp_shard(config: HybridParallelConfig) -> int:
-    """dp ranks that share one copy of the sharded state (zero_shards counts dp x cp ranks)."""
+    dense = layout.dense.ranks.transpose([layout.dense.axes.index(axis) for axis in ("dp", "cp", "pp", "tp")])
     shards = config.zero_shards or config.dp * config.cp
-    if shards % config.cp or config.dp % (shards // config.cp):
-        raise InputError(
-            f"zero_shards={shards} must be cp={config.cp} times a divisor of dp={config.dp}; "
-            f"try {config.dp * config.cp}"
-        )
-    return shards // config.cp
+    if config.dp * config.cp % shards:
+        raise InputError(f"zero_shards={shards} does not divide dp x cp = {config.dp * config.cp} ranks")
+    return dense.reshape(-1, shards, config.pp, config.tp)
 
 
 def _rank_groups(layout: RankLayout) -> dict[str, RankGroups]:
     """Groups of every axis and combination as [groups, size]; the order here is the order of creation."""
-    mesh = _mesh_grid(layout)
-    sharded = {
-        "dp_shard": np.moveaxis(mesh, 1, -1).reshape(-1, mesh.shape[1]),
-        "dp_replicate": np.moveaxis(mesh, 0, -1).reshape(-1, mesh.shape[0]),
-    }
-    return {name: layout.groups(name) for name in LAYOUT_GROUPS} | sharded
+    return {name: layout.groups(name) for name in LAYOUT_GROUPS}

@@ -95,13 +95,10 @@ class RecordedReduceScatter(ReduceScatter):
 
 
 def shard_mesh(groups: ProcessGroupManager) -> DeviceMesh:
-    """The mesh FSDP2 shards over: dp_shard x cp, with replicas as an outer dim where there are any (HSDP)."""
-    mesh = groups.mesh
-    shard = "dp_shard"
-    if groups.config.cp > 1:
-        mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
-        shard = "dp_shard_cp"
-    return mesh["dp_replicate", shard] if groups.axis("dp_replicate").size > 1 else mesh[shard]
+    """The mesh FSDP2 shards over: dp x cp, with replicas as an outer dim where there are any (HSDP)."""
+    if groups.axis("zero_replica").size > 1:
+        return groups.mesh["zero_replica", "zero_shard"]
+    return groups.mesh["zero_shard"]
 
 
 def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, compute: torch.dtype | None) -> None:
@@ -113,7 +110,7 @@ def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, com
     for layer in module.layers.values():
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    shards, replicas = groups.axis("dp_shard"), groups.axis("dp_replicate")
+    shards, replicas = groups.axis("zero_shard"), groups.axis("zero_replica")
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             name = "ends" if unit is module else "layer"

@@ -1,8 +1,8 @@
 """A pipeline chunk as a module: those of embedding, decoder layers, norm and head of a Hugging Face model that it has.
 
-In: token ids [b, s] (first chunk) or hidden states [b, s or s/tp, h], and labels [b, s] on the last chunk. Out: hidden
-states, or the sum of the token losses. Layers are keyed by their global index, so parameter names are those of the
-unsharded model.
+In: token ids [b, s] (first chunk) or hidden states [b, s or s/tp, h], and labels [b, s] on the last chunk; s is this cp
+rank's part of the sequence. Out: hidden states, or the sum of the token losses. Layers are keyed by their global index,
+so parameter names are those of the unsharded model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from meshwright.layout.config import Recompute
 from meshwright.runtime import dropout
+from meshwright.runtime.context_parallel import ContextShard
 from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
@@ -53,6 +54,7 @@ class StageModule(nn.Module):
         self.split = SplitBackward()
         self.tied = bool(self.config.tie_word_embeddings)
         self.dropout = DropoutState()
+        self.context: ContextShard | None = None
         decoder = whole.get_submodule(family.base)
         base = nn.Module()
         if plan.first:
@@ -96,7 +98,8 @@ class StageModule(nn.Module):
             batch, seq = inputs.shape
         else:
             batch, seq = inputs.shape[0], inputs.shape[1] * self._sequence_shards
-        positions = torch.arange(seq, device=inputs.device).unsqueeze(0)
+        held = torch.arange(seq) if self.context is None else self.context.own_positions()
+        positions = held.to(inputs.device).unsqueeze(0)
         hidden = self._embed(inputs, positions) if self.plan.first else inputs
         proxy = hidden.new_empty((batch, seq, 1))  # tells masks and rotary embeddings the whole shape and dtype
         masks: dict[str, Tensor | None] = {}
@@ -105,7 +108,7 @@ class StageModule(nn.Module):
             kind = self._layer_type(int(index))
             rotary_kind = kind if self.family.rotary_by_layer else None
             if kind not in masks:
-                masks[kind] = self._mask(kind, proxy, positions)
+                masks[kind] = self._mask(kind, proxy, positions) if self.context is None else None
             keywords: dict[str, Any] = {"attention_mask": masks[kind], "position_ids": positions}
             if self.family.rotary:
                 if rotary_kind not in rotations:
@@ -197,7 +200,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageOptions:
-    """How chunks compute: weights' dtype, where, and what is recomputed. `contexts` wrap recomputation."""
+    """How chunks compute: weights' dtype, where, and what is recomputed. `contexts` wrap recomputation; `context` is
+    this rank's part of the sequence under context parallelism."""
 
     dtype: torch.dtype
     device: torch.device
@@ -206,6 +210,7 @@ class StageOptions:
     contexts: Contexts = no_contexts
     attention: str = "sdpa"
     dropout: DropoutState = field(default_factory=DropoutState)
+    context: ContextShard | None = None
 
 
 def build_stage(
@@ -214,14 +219,16 @@ def build_stage(
     """Cut a chunk from the model on the meta device, split it over tp and fill only its own slices."""
     selective = options.recompute is Recompute.SELECTIVE
     contexts = options.dropout.contexts(options.contexts)
-    core = options.attention
+    core = options.context.attention_name() if options.context else options.attention
     if dropout.has_attention_dropout(splitter.config):
         core = dropout.register_attention(core)
     attention = register_selective(contexts, core) if selective else core
     whole = meta_model(splitter.config, attention)
     module = StageModule(whole, plan, splitter)
-    module.dropout = options.dropout
+    module.dropout, module.context = options.dropout, options.context
     dropout.install(module, splitter.family.attention, splitter.region, options.dropout)
+    if options.context is not None:
+        dropout.refuse_parts_of_sequences(splitter.config, module)
     if options.recompute is Recompute.FULL:
         recompute_layers(module.layers, options.recompute_every, contexts)
     slices = parameter_slices(module, splitter)
