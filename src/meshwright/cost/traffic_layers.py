@@ -124,15 +124,14 @@ def _context_terms(x: Scene) -> list[TrafficTerm]:
     for k, kind in enumerate(x.model.kinds):
         layers = x.stages.layers[:, :, k] * m
         if isinstance(kind.mixer, Attention):
-            elements = x.tokens * _passed_elements(kind, c.tp)
-            passed, accumulated = elements * x.element, elements * FP32_BYTES
+            passed = x.tokens * _passed_elements(kind, c.tp) * x.element
             ring = [
-                (Phase.FORWARD, "keys and values", layers * steps, passed),
-                (Phase.BACKWARD, "keys and values", layers * steps * (1.0 + again), passed),
-                (Phase.BACKWARD, "key and value gradients", layers * (steps + 1.0), accumulated),
+                (Phase.FORWARD, "keys and values", layers * steps),
+                (Phase.BACKWARD, "keys and values", layers * steps * (1.0 + again)),
+                (Phase.BACKWARD, "key and value gradients", layers * (steps + 1.0)),
             ]
             for collective in (send, receive):
-                terms += [x.term("cp", collective, p, what, c.cp, c.tp, calls, e) for p, what, calls, e in ring]
+                terms += [x.term("cp", collective, p, what, c.cp, c.tp, calls, passed) for p, what, calls in ring]
         elif isinstance(kind.mixer, LinearMixer):
             per_head = kind.mixer.key_dim * kind.mixer.value_dim * FP32_BYTES
             heads = np.ceil(kind.mixer.heads / c.tp.astype(np.float64))
