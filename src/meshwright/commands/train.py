@@ -154,10 +154,16 @@ def _peak(plan: Plan) -> Peak | None:
 
 def _forked(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutcome] | None:
     """All ranks on this machine's CPU. The text is tokenised before they start."""
-    from meshwright.runtime.launch import RankFailedError
+    from meshwright.runtime.launch import RankFailedError, gpus_here
     from meshwright.runtime.tokens import prepare
     from meshwright.runtime.trainer import TOKENS, train_forked
 
+    gpus = gpus_here()
+    if gpus:
+        raise InputError(
+            f"this machine has {gpus} GPUs: start a rank on each with torchrun --nproc-per-node {gpus} -m meshwright "
+            "train ..., or hide them (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+        )
     made = job(prepare(data, tokenizer, folder / TOKENS))
     ranks = made.plan.parallel.world_size
     if ranks > MOST_FORKED_RANKS:

@@ -65,6 +65,11 @@ def choose_device(local_rank: int) -> Device:
     return Device("cpu", "gloo")
 
 
+def gpus_here() -> int:
+    """GPUs that this process can see."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def launched_by_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
