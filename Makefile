@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -59,6 +59,15 @@ format: $(STAMP)
 ROWS ?= ../shared/measurements/train.jsonl
 calibrate-catalogue: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.calibrate $(ROWS)
+
+## make accuracy         docs/accuracy.md from published measurements, other tools beside (MEASUREMENTS=folder)
+MEASUREMENTS ?= ../shared/measurements
+accuracy: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.accuracy $(MEASUREMENTS)
+
+## make golden           what the cost model says of 40 configurations, to be seen in review when it changes
+golden: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.golden
 
 ## make parity           every layout of the runtime against one process of plain transformers, in float64 (about 15 min)
 parity: $(STAMP)

@@ -1,0 +1,1 @@
+"""Regenerates docs/accuracy.md: predictions and other tools against measurements (`python -m tools.accuracy`)."""

@@ -1,0 +1,256 @@
+"""The text of docs/accuracy.md. In: `Evidence`. Out: Markdown, and the SVG plots beside it by file name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import date
+
+import numpy as np
+from tools.accuracy import ask_aiconfigurator, ask_llm_analysis
+from tools.accuracy.evidence import Evidence
+from tools.accuracy.goals import GRID, confusion, goals, saturation, static, tier
+from tools.accuracy.scores import (
+    ERROR_COLUMNS,
+    Line,
+    error_cells,
+    grouped,
+    markdown,
+    percent,
+    repredicted,
+    sweep_cells,
+    table,
+)
+from tools.accuracy.svg import scatter
+from tools.accuracy.training import FITS, FOLDS
+
+from meshwright.validation.metrics import ErrorMetrics
+from meshwright.validation.scored import Pair, ScoredRow
+
+SMALLEST_GROUP = 2
+LARGEST_FAMILIES = 7
+OURS = {"meshwright, cross-validated": "cross-validated", "meshwright, leave one family out": "leave one family out"}
+
+
+def page(evidence: Evidence, residuals: str) -> str:
+    """All sections, the hand-written `residuals` at the end."""
+    return "\n\n".join([*_head(evidence), *_training(evidence), *_beside(evidence), *_memory(evidence),
+                        *_serving(evidence), residuals.strip()]) + "\n"  # fmt: skip
+
+
+def plots(evidence: Evidence) -> dict[str, str]:
+    """SVG text by file name."""
+    crossed = evidence.training["cross-validated"]
+    rate = "tokens/s per GPU"
+    dense, moe = tier(crossed, "AB", "dense"), tier(crossed, "AB", "moe")
+    memory = tier(evidence.report.scored, "AB")
+    served = evidence.serving.scored
+    return {
+        "dense.svg": scatter(_points(dense, "rate"), "Training, dense, cross-validated", rate),
+        "moe.svg": scatter(_points(moe, "rate"), "Training, mixture of experts, cross-validated", rate),
+        "memory.svg": scatter(_points(memory, "memory"), "Peak memory of training", "GiB"),
+        "serving.svg": scatter(_points(served, "rate"), "Serving", "output tokens/s per GPU"),
+    }
+
+
+def _points(rows: Iterable[ScoredRow], what: str) -> dict[str, list[tuple[float, float]]]:
+    """(measured, predicted) by family, the largest first, the small ones together."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        pair: Pair | None = getattr(row, what)
+        if pair is not None:
+            found.setdefault(row.group.family[:26], []).append((pair.measured, pair.predicted))
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    small = [point for _, points in ordered[LARGEST_FAMILIES:] for point in points]
+    return dict(ordered[:LARGEST_FAMILIES]) | ({"others": small} if small else {})
+
+
+def _head(evidence: Evidence) -> list[str]:
+    found = goals(evidence)
+    met = sum(goal.met for goal in found)
+    return [
+        "# Accuracy",
+        f"Predictions against published measurements, made by `make accuracy` on {date.today().isoformat()}: "
+        f"{evidence.constants_rows:,} training rows of tiers A and B with a measured rate, "
+        f"{len(evidence.report.scored):,} in all with tier C, {len(evidence.oom.scored):,} that did not run, "
+        f"{len(evidence.serving.scored)} of serving. How rows are read: [validation.md](validation.md); the model: "
+        "[cost-model.md](cost-model.md), [memory.md](memory.md), [serving.md](serving.md). Errors are of tokens/s per "
+        "GPU, fractions of the measured value; bias is the mean signed error (positive: predicted too fast).",
+        "- *Fitted*: the constants as shipped, which have seen these rows.\n"
+        f"- *Cross-validated*: {FOLDS} folds over `config_group`; a row is predicted by a fit that saw no row of its "
+        "group.\n"
+        f"- *Leak groups apart*: the same over `leak_group` (the same layout at another scale or precision).\n"
+        "- *Leave one family out*: predicted by a fit that saw no row of the family. A family that alone used its "
+        "software or accelerator is then predicted with assumed constants.\n"
+        "- A fold starts from the shipped constants and takes three Gauss-Newton steps with the whole fit's slopes; "
+        "its residuals are computed anew at every step. Memory and serving have no fold: their few traits were set by "
+        "hand with these rows in view.\n"
+        "- *tau*: Kendall's tau-b of predicted against measured speed within sweeps, mean and median over sweeps; "
+        "*regret*: what of the best measured speed is lost by running the configuration predicted fastest.",
+        f"## Goals: {met} of {len(found)} met",
+        markdown(["goal", "n", "wanted", "reached", ""], (goal.cells() for goal in found)),
+        "Missed goals: the analysis is at the end of this page.",
+        *_floor(evidence),
+    ]
+
+
+def _floor(evidence: Evidence) -> list[str]:
+    """What the rows themselves allow."""
+    rows = evidence.training["fitted"]
+    knowing = _knowing(evidence, rows)
+    lines = [
+        [name, *error_cells(ErrorMetrics.of(row.rate for row in group))]
+        for name, group in grouped(knowing, lambda r: f"tier {r.group.tier}, {r.group.architecture}").items()
+    ]
+    return [
+        "## Noise floor",
+        "The same configuration measured again in another software release spreads by 3.6 % (median), 9 % (p90), 16 % "
+        "(max) for dense models and 8.5 % / 49 % / 77 % for mixtures of experts (README of the measurements). An "
+        "oracle that knows the mean rate of every `config_group` measured more than once would still be this far off:",
+        markdown(["config groups measured again", *ERROR_COLUMNS], lines),
+    ]
+
+
+def _knowing(evidence: Evidence, rows: Iterable[ScoredRow]) -> list[ScoredRow]:
+    """Rows of groups measured more than once, predicted by the geometric mean of their group."""
+    again: dict[str, list[ScoredRow]] = {}
+    for row in rows:
+        again.setdefault(str(evidence.lines[row.group.id].get("config_group")), []).append(row)
+    rate: dict[str, float] = {}
+    for group in again.values():
+        if len(group) >= SMALLEST_GROUP:
+            mean = float(np.exp(np.mean([np.log(row.rate.measured) for row in group if row.rate])))
+            rate |= {row.group.id: mean for row in group}
+    return repredicted([row for group in again.values() for row in group], rate)
+
+
+def _training(evidence: Evidence) -> list[str]:
+    overall: list[Line] = []
+    for fit in FITS:
+        rows = evidence.training[fit]
+        overall.append(Line.of(f"**{fit}**, tiers A and B", rows))
+        for name, group in grouped(rows, lambda r: f"tier {r.group.tier}, {r.group.architecture}").items():
+            overall.append(Line.of(name, group))
+    weak = [row for row in evidence.every["fitted"] if row.group.tier == "C"]
+    overall.append(Line.of("**tier C** (weak labels; no fit has seen them)", weak))
+    return [
+        "## Training: overall",
+        table(overall),
+        "![dense](accuracy/dense.svg) ![mixture of experts](accuracy/moe.svg)",
+        "## Training: by family",
+        "Tiers A and B. Median and mean errors of three fits; p90, bias, tau and regret are cross-validated.",
+        _families(evidence),
+    ]
+
+
+def _families(evidence: Evidence) -> str:
+    by = {fit: grouped(evidence.training[fit], lambda r: r.group.family) for fit in FITS}
+    rows: list[list[str]] = []
+    for name, crossed in by["cross-validated"].items():
+        shipped, held, alone = (
+            Line.of(name, by[f][name]) for f in ("fitted", "cross-validated", "leave one family out")
+        )
+        tiers = "".join(sorted({row.group.tier for row in crossed}))
+        two = [f"{percent(x.error.median_ape)} / {percent(x.error.mape)}" for x in (shipped, held, alone)]
+        rows.append([name, tiers, str(held.error.n), *two, percent(held.error.p90_ape), percent(held.error.bias),
+                     *sweep_cells(held.sweeps)])  # fmt: skip
+    columns = ["family", "tier", "n", "fitted", "cross-validated", "family left out", "p90", "bias", "sweeps",
+               "tau mean (median)", "regret"]  # fmt: skip
+    return markdown(columns, rows)
+
+
+def _beside(evidence: Evidence) -> list[str]:
+    """Other tools on the rows that all of them answer."""
+    rivals = evidence.rivals
+    asked = [set(rate) for rate in rivals.values()]
+    common = set.intersection(*asked) if asked else set[str]()
+    graded = [r for r in evidence.training["cross-validated"] if r.group.id in common]
+    parts = {
+        "tier A dense": tier(graded, "A", "dense"),
+        "tiers A and B, dense, without the grid": [r for r in tier(graded, "AB", "dense") if r.group.family != GRID],
+        f"{GRID} grid": [r for r in graded if r.group.family == GRID],
+        "tiers A and B, mixture of experts": tier(graded, "AB", "moe"),
+    }
+    sections = [
+        "## Side by side: training",
+        "The same rows, in the same run, other tools as published and unpatched in environments of their own. "
+        "*Constant MFU* is the null model: the median MFU of the accelerator and format over rows of other folds. "
+        f"*llm-analysis* {ask_llm_analysis.VERSION} takes an efficiency from its user: its default is 1, so it is also "
+        "given the null model's. It divides the FLOPs of a microbatch by peak and efficiency: bubbles and "
+        f"communication are not in its training step. It {evidence.words.get('llm-analysis', 'was not run')}.",
+    ]
+    for name, rows in parts.items():
+        lines = [Line.of(title, repredicted(rows, _rates(evidence, fit))) for title, fit in OURS.items()]
+        lines += [Line.of(title, repredicted(rows, rate)) for title, rate in rivals.items()]
+        sections += [f"### {name}", table(lines, "predicted by")]
+    return sections
+
+
+def _rates(evidence: Evidence, fit: str) -> dict[str, float]:
+    return {row.group.id: row.predicted_rate for row in evidence.training[fit]}
+
+
+def _memory(evidence: Evidence) -> list[str]:
+    rows = [row for row in evidence.report.scored if row.memory is not None]
+    lines = [["tiers A and B", *error_cells(ErrorMetrics.of(r.memory for r in tier(rows, "AB")))]]
+    lines.append(["all tiers", *error_cells(ErrorMetrics.of(r.memory for r in rows))])
+    lines += [
+        [name, *error_cells(ErrorMetrics.of(r.memory for r in group))]
+        for name, group in grouped(rows, lambda r: r.group.family).items()
+    ]
+    same = [r for r in rows if r.group.id in evidence.rival_gib and r.memory is not None]
+    theirs = [Pair(r.memory.measured, evidence.rival_gib[r.group.id]) for r in same if r.memory]
+    lines.append([f"the {len(same)} rows that llm-analysis answers: meshwright",
+                  *error_cells(ErrorMetrics.of(r.memory for r in same))])  # fmt: skip
+    lines.append(["the same: llm-analysis", *error_cells(ErrorMetrics.of(theirs))])
+    confusions: list[list[str]] = []
+    for name, tiers in (("A and B", "AB"), ("all, weak labels too", "ABC")):
+        fit = confusion(evidence, tiers)
+        confusions.append([name, *(str(n) for n in (fit.true_fits, fit.false_fits, fit.true_oom, fit.false_oom)),
+                           percent(fit.accuracy), percent(fit.false_fits / max(fit.n, 1)),
+                           percent(fit.false_fit_rate)])  # fmt: skip
+    columns = ["tiers", "fits, ran", "fits, out of memory", "does not fit, out of memory", "does not fit, ran", "right",
+               "false fits of all decisions", "of those that ran out"]  # fmt: skip
+    return [
+        "## Memory",
+        markdown(["rows", *ERROR_COLUMNS], lines),
+        "![memory](accuracy/memory.svg)",
+        "## Fits or does not",
+        markdown(columns, confusions),
+    ]
+
+
+def _serving(evidence: Evidence) -> list[str]:
+    rows = [row for row in evidence.serving.scored if row.rate is not None]
+    parts: Mapping[str, list[ScoredRow]] = {
+        "static batch": static(rows),
+        "saturation throughput": saturation(rows),
+        "saturation, dense": tier(saturation(rows), "ABC", "dense"),
+        "saturation, mixture of experts": tier(saturation(rows), "ABC", "moe"),
+        "all": rows,
+        **grouped(rows, lambda r: r.group.family),
+    }
+    lines = [[name, *error_cells(ErrorMetrics.of(r.rate for r in group))] for name, group in parts.items()]
+    same = [row for row in rows if row.group.id in evidence.serving_rival]
+    theirs = repredicted(same, evidence.serving_rival)
+    by = {"all": (same, theirs)}
+    for name, group in grouped(same, lambda r: r.group.family).items():
+        by[name] = (group, repredicted(group, evidence.serving_rival))
+    for kind in ("dense", "moe"):
+        by[kind] = (tier(same, "ABC", kind), tier(theirs, "ABC", kind))
+    beside = [
+        [name, tool, *error_cells(ErrorMetrics.of(r.rate for r in group))]
+        for name, pair in by.items()
+        for tool, group in zip(("meshwright", "aiconfigurator"), pair, strict=True)
+    ]
+    return [
+        "## Serving",
+        markdown(["rows", *ERROR_COLUMNS], lines),
+        "![serving](accuracy/serving.svg)",
+        "## Side by side: serving",
+        f"aiconfigurator {ask_aiconfigurator.VERSION} on the saturation rows of TensorRT-LLM: its own sweep over batch "
+        "sizes and context budgets in aggregated mode without a latency target, best tokens/s per GPU. Its tables were "
+        "measured with TensorRT-LLM 1.0 (A100) and 1.3 (others), newer than the rows' releases; meshwright's traits of "
+        "each release were set with these rows in view, aiconfigurator's were not. It "
+        f"{evidence.words.get('aiconfigurator', 'was not run')}.",
+        markdown(["rows", "predicted by", *ERROR_COLUMNS], beside),
+    ]

@@ -1,0 +1,96 @@
+"""Training rows predicted three times over: by the constants as shipped, and by fits that have not seen the row.
+
+In: a file of rows. Out: tokens/s per GPU per row id and fit (`Held`). Folds and re-solving are tools.calibrate's; the
+stalls of a full memory (`step.under_pressure`), which hold no fitted constant, are added to what it predicts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tools.accuracy.store import kept, sources
+from tools.calibrate.crossval import folds, left_out
+from tools.calibrate.parameters import Constants, Parameter, current
+from tools.calibrate.problem import Case, FloatArray, Problem, groups
+from tools.calibrate.relevant import relevant
+from tools.calibrate.rows import Rows, load_rows
+from tools.calibrate.solve import Solution, jacobian
+
+from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.memory import training_memory
+from meshwright.cost.stages import stages
+
+FOLDS = 5
+FITS = ("fitted", "cross-validated", "leak groups apart", "leave one family out")
+"""`fitted` are the constants as shipped. The others predict a row by a fit without its fold: five folds over
+config_group, five over leak_group (the same layout at another scale or precision), and one fold per family."""
+
+DEPENDS_ON = ("src/meshwright/cost", "src/meshwright/models", "src/meshwright/hardware", "src/meshwright/validation",
+              "src/meshwright/schedules", "tools/calibrate")  # fmt: skip
+
+Held = dict[str, dict[str, float]]
+"""Fit -> row id -> predicted tokens/s per GPU."""
+
+
+def held_out(path: Path, say: Callable[[str], None]) -> Held:
+    """Predictions of every row of tiers A and B, from the store where the code, the constants and the rows are the
+    same."""
+    here = [Path(__file__), path, *sources(*DEPENDS_ON)]
+    return kept("training", here, (), lambda: predict(path, say))
+
+
+def predict(path: Path, say: Callable[[str], None]) -> Held:
+    """The work of `held_out`: one Jacobian at the shipped constants, then a few steps per fold."""
+    rows = load_rows(path)
+    problem = Problem(groups(rows.cases), rows.measured_s, rows.weight)
+    parameters = relevant(problem.groups)
+    say(f"{len(rows)} training rows, {len(parameters)} constants")
+    prior = np.array([p.inward(current(p)) for p in parameters])
+    whole = shipped(problem, parameters, say)
+    names = sorted(set(rows.families))
+    leaks = leak_groups(path)
+    apart = {
+        "cross-validated": folds(rows.config_groups, FOLDS),
+        "leak groups apart": folds([leaks[i] for i in rows.ids], FOLDS),
+        "leave one family out": np.array([names.index(f) for f in rows.families]),
+    }
+    residuals = {"fitted": whole.residuals}
+    for name, fold in apart.items():
+        say(name)
+        residuals[name] = left_out(problem, parameters, whole, prior, rows.scale, fold, say)
+    stall = np.array([stall_s(case) for case in rows.cases])
+    return {fit: dict(zip(rows.ids, rates(rows, r, stall).tolist(), strict=True)) for fit, r in residuals.items()}
+
+
+def shipped(problem: Problem, parameters: list[Parameter], say: Callable[[str], None]) -> Solution:
+    """The constants as shipped, as a solution that folds can start from."""
+    free = np.array([p.inward(current(p, fitted=True)) for p in parameters])
+    base = problem.residuals(Constants.of(parameters, free))
+    say(f"shipped constants: median error {np.median(np.abs(np.exp(-base) - 1)):.3f}; slopes next")
+    return Solution(free, base, jacobian(problem, parameters, free, base), np.zeros(len(free)))
+
+
+def rates(rows: Rows, residuals: FloatArray, stall: FloatArray) -> FloatArray:
+    """Tokens/s per GPU of log(predicted / measured) seconds."""
+    seconds = np.exp(residuals) * rows.measured_s + stall
+    tokens = [config.global_batch * workload.seq / config.world_size for _, _, workload, config, _ in rows.cases]
+    return np.array(tokens) / seconds
+
+
+def stall_s(case: Case) -> float:
+    """Seconds per step of an allocator that runs out of room (`step.under_pressure`)."""
+    model, cluster, workload, config, stack = case
+    if not stack.pressure_s:
+        return 0.0
+    one = Candidates.from_configs([config])
+    held = training_memory(model, cluster, workload, one, stages(model, one), unit_keys(one), stack)
+    full = held.peak_bytes[0] > stack.pressure_share * cluster.accelerator.memory_bytes
+    return float(stack.pressure_s * one.microbatches[0]) if full else 0.0
+
+
+def leak_groups(path: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {line["id"]: line.get("leak_group") or line.get("config_group") or line["id"] for line in lines}
