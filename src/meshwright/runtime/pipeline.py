@@ -126,6 +126,7 @@ class PipelineExecutor:
         self.schedule = schedule
         self.chunks = chunks
         self.pp = pp
+        self.activation = activation
         self.pool = BufferPool(activation)
         self._steps = batches(schedule.actions[pp.rank])
         own = schedule.actions[pp.rank]
