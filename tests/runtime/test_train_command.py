@@ -72,7 +72,7 @@ def test_a_ledger_that_differs_is_the_answer_no(
     [
         ({"workload": {"kind": "serving", "prompt": 8, "output": 8}}, [], "plan for serving"),
         ({"parallel": {"dp": 100, "global_batch": 100}}, [], "more than the 64"),
-        ({"parallel": {"cp": 2, "global_batch": 2}}, [], "cp=2 cannot be trained"),
+        ({"parallel": {"precision": "fp8"}}, [], "precision fp8 cannot be trained"),
         ({"workload": {"seq": 100_000}}, [], "too few"),
         ({}, ["--tokenizer", "nowhere"], "no such tokenizer.json"),
         ({}, ["--resume-from", "nowhere"], "not a checkpoint"),
