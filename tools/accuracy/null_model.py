@@ -49,18 +49,19 @@ class Utilised:
 
 def efficiencies(rows: Utilised, fold: NDArray[np.int64]) -> FloatArray:
     """The MFU that the null model takes for every row: the median over rows of other folds."""
-    own = [f"{d} {p}" for d, p in zip(rows.device, rows.precision, strict=True)]
+    own = np.array([f"{d} {p}" for d, p in zip(rows.device, rows.precision, strict=True)])
+    wider = np.array(rows.precision)
     found = np.full(len(rows.ids), np.nan)
     for name in np.unique(fold):
-        seen = fold != name
-        for row in np.flatnonzero(~seen):
-            found[row] = _median(rows.mfu, seen, ([own, rows.precision]), int(row))
+        seen, out = fold != name, fold == name
+        for kind in np.unique(own[out]):
+            asking = out & (own == kind)
+            same_format = wider == wider[asking][0]
+            found[asking] = _median(rows.mfu, (seen & (own == kind), seen & same_format, seen))
     return found
 
 
-def _median(mfu: FloatArray, seen: NDArray[np.bool_], keys: Sequence[Sequence[str]], row: int) -> float:
-    for key in keys:
-        same = seen & (np.array(key) == key[row])
-        if same.sum() >= FEWEST:
-            return float(np.median(mfu[same]))
-    return float(np.median(mfu[seen]))
+def _median(mfu: FloatArray, choices: Sequence[NDArray[np.bool_]]) -> float:
+    """Of the first choice that has enough rows, the last where none has."""
+    enough = next((rows for rows in choices if rows.sum() >= FEWEST), choices[-1])
+    return float(np.median(mfu[enough]))

@@ -28,6 +28,8 @@ from meshwright.validation.scored import Pair, ScoredRow
 
 SMALLEST_GROUP = 2
 LARGEST_FAMILIES = 7
+TAIL = 0.05
+CARRIERS = 6
 OURS = {"meshwright, cross-validated": "cross-validated", "meshwright, leave one family out": "leave one family out"}
 
 
@@ -123,6 +125,50 @@ def _knowing(evidence: Evidence, rows: Iterable[ScoredRow]) -> list[ScoredRow]:
     return repredicted([row for group in again.values() for row in group], rate)
 
 
+def _carriers(evidence: Evidence) -> list[str]:
+    """Which families a mean comes from."""
+    sections = ["### Where the means come from"]
+    for fit in ("cross-validated", "leave one family out"):
+        rows = tier(evidence.training[fit], "A", "dense")
+        ape = {row.group.id: row.rate.ape for row in rows if row.rate}
+        total, worst = sum(ape.values()), sorted(ape.values())
+        kept = worst[: round(len(worst) * (1 - TAIL))]
+        lines: list[list[str]] = []
+        for name, group in grouped(rows, lambda r: r.group.family).items():
+            share = sum(ape[row.group.id] for row in group) / total
+            without = [ape[row.group.id] for row in rows if row.group.family != name]
+            lines.append([name, str(len(group)), percent(share), percent(float(np.mean(without)))])
+        lines.sort(key=lambda line: -float(line[2].split()[0]))
+        sections += [
+            f"Tier A dense, {fit}: the worst {TAIL:.0%} of rows carry {percent(1 - sum(kept) / total)} of the summed "
+            f"error; without them the mean is {percent(float(np.mean(kept)))}.",
+            markdown(["family", "n", "of the summed error", "mean without it"], lines[:CARRIERS]),
+        ]
+    return sections
+
+
+def _ceiling(evidence: Evidence) -> list[str]:
+    """How well the grid's own second measurements would rank it: most layouts ran with ZeRO-0 and with ZeRO-1, which
+    move nearly the same bytes; one predicts the other."""
+    crossed = [row for row in evidence.training["cross-validated"] if row.group.family == GRID]
+    twins: dict[str, list[ScoredRow]] = {}
+    for row in crossed:
+        line = evidence.lines[row.group.id]
+        job = [row.group.sweep, *(line[axis] for axis in ("tp", "pp", "dp", "cp", "micro_batch"))]
+        twins.setdefault(repr(job), []).append(row)
+    pairs = [pair for pair in twins.values() if len(pair) == SMALLEST_GROUP]
+    other = {first.group.id: second.rate.measured for first, second in pairs if second.rate}
+    both = repredicted(crossed, other)
+    ours = repredicted(both, {row.group.id: row.predicted_rate for row in crossed})
+    lines = [Line.of("its twin's measurement", both), Line.of("meshwright, cross-validated", ours)]
+    return [
+        f"### How well {GRID} can be ranked",
+        f"{len(pairs)} layouts of tiers A and B ran twice, with ZeRO-0 and with ZeRO-1: the same messages but for "
+        "gathering the weights once a step. One measurement as the prediction of the other, and ours on the same rows:",
+        table(lines, "predicted by"),
+    ]
+
+
 def _training(evidence: Evidence) -> list[str]:
     overall: list[Line] = []
     for fit in FITS:
@@ -139,6 +185,8 @@ def _training(evidence: Evidence) -> list[str]:
         "## Training: by family",
         "Tiers A and B. Median and mean errors of three fits; p90, bias, tau and regret are cross-validated.",
         _families(evidence),
+        *_carriers(evidence),
+        *_ceiling(evidence),
     ]
 
 
