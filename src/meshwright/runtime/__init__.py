@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
-    from meshwright.runtime.launch import run_ranks
+    from meshwright.runtime.launch import choose_device, run_ranks
     from meshwright.runtime.parity import ParityJob, ParityReport, compare
     from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager, initialize_model_parallel
     from meshwright.runtime.tensor_parallel import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         VocabParallelEmbedding,
         vocab_parallel_cross_entropy,
     )
+    from meshwright.runtime.weights import SeededWeights
 
 _MODULE_OF = {
     "AxisGroup": "process_groups",
@@ -32,9 +33,11 @@ _MODULE_OF = {
     "ProcessGroupManager": "process_groups",
     "RowParallelLinear": "tensor_parallel",
     "SequenceParallelAttention": "tensor_parallel",
+    "SeededWeights": "weights",
     "StepResult": "engine",
     "VocabParallelEmbedding": "tensor_parallel",
     "build_engine": "engine",
+    "choose_device": "launch",
     "compare": "parity",
     "initialize_model_parallel": "process_groups",
     "run_ranks": "launch",
@@ -50,10 +53,12 @@ __all__ = [
     "ParityReport",
     "ProcessGroupManager",
     "RowParallelLinear",
+    "SeededWeights",
     "SequenceParallelAttention",
     "StepResult",
     "VocabParallelEmbedding",
     "build_engine",
+    "choose_device",
     "compare",
     "initialize_model_parallel",
     "run_ranks",

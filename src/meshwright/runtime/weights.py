@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoModelForCausalLM
 
-from meshwright.runtime.families import Family
+from meshwright.runtime.families import Family, family_of
 from meshwright.runtime.slices import TensorSlice
 
 
@@ -58,6 +58,11 @@ class SeededWeights:
         self._seed = seed
         self._unit = ""
         self._tensors: Mapping[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, config: Any, seed: int) -> SeededWeights:
+        """Of a transformers config, whose family is looked up."""
+        return cls(config, family_of(config), seed)
 
     def read(self, piece: TensorSlice) -> Tensor:
         unit = self._unit_of(piece.name)
