@@ -28,7 +28,7 @@ def test_kendall_tau_counts_pairs_in_order() -> None:
 def test_regret_is_a_share_and_nothing_where_the_best_is_chosen(pairs: list[tuple[float, float]]) -> None:
     measured, predicted = np.array(pairs).T
     assert 0.0 <= regret(measured, predicted) < 1.0
-    assert regret(measured, measured) == 0.0
+    assert regret(measured, measured) == pytest.approx(0.0, abs=1e-9)
     assert -1.0 <= kendall_tau(measured, predicted) <= 1.0 + 1e-12
 
 
@@ -46,3 +46,8 @@ def test_rows_that_differ_in_their_split_alone_are_a_sweep(tmp_path: Path) -> No
     document = report.to_json_dict()["sweeps"]
     assert document["kendall_tau"] == 0.0  # the made-up rows all measured the same
     assert document["groups"]["tiny"]["regret"] == 0.0
+
+
+def test_a_model_that_cannot_tell_configurations_apart_chooses_any_of_them() -> None:
+    measured = np.array([100.0, 50.0, 75.0, 75.0])
+    assert regret(measured, np.array([3.0, 3.0 * (1 + 1e-13), 1.0, 3.0])) == pytest.approx(0.25)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from meshwright.validation.scored import ScoredRow
 
 FEWEST_ROWS = 3
+TIED = 1e-9
+"""Predictions this close, as a share, are the same: they differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -68,5 +70,7 @@ def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> floa
 
 
 def regret(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
-    """Share of the best measured speed that the predicted best gives away."""
-    return float(1.0 - measured[int(predicted.argmax())] / measured.max())
+    """Share of the best measured speed that the predicted best gives away; where several are predicted alike, the mean
+    of choosing any of them."""
+    chosen = predicted >= predicted.max() * (1.0 - TIED)
+    return float(1.0 - measured[chosen].mean() / measured.max())
