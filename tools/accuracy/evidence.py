@@ -131,4 +131,4 @@ def _serving_rival(serve: Path, seconds: float, say: Callable[[str], None]) -> t
 
 
 def _reasons(counts: dict[str, int]) -> str:
-    return "".join(f"; {count}: {reason}" for reason, count in counts.items())
+    return "".join(f"; {count}: `{reason}`" for reason, count in counts.items())

@@ -83,14 +83,16 @@ def _head(evidence: Evidence) -> list[str]:
         f"- *Leak groups apart*: the same over `leak_group` (the same layout at another scale or precision).\n"
         "- *Leave one family out*: predicted by a fit that saw no row of the family. A family that alone used its "
         "software or accelerator is then predicted with assumed constants.\n"
-        "- A fold starts from the shipped constants and takes three Gauss-Newton steps with the whole fit's slopes; "
-        "its residuals are computed anew at every step. Memory and serving have no fold: their few traits were set by "
-        "hand with these rows in view.\n"
+        "- A fold starts from the shipped constants and takes three Gauss-Newton steps along the whole fit's "
+        "slopes; the rows it has not seen are then priced anew. Memory and serving have no fold: their few traits were "
+        "set by hand with these rows in view.\n"
         "- *tau*: Kendall's tau-b of predicted against measured speed within sweeps, mean and median over sweeps; "
         "*regret*: what of the best measured speed is lost by running the configuration predicted fastest.",
         f"## Goals: {met} of {len(found)} met",
         markdown(["goal", "n", "wanted", "reached", ""], (goal.cells() for goal in found)),
-        "Missed goals: the analysis is at the end of this page.",
+        "*False fits* are counted as a share of all decisions; of the rows that ran out of memory "
+        f"{percent(confusion(evidence, 'AB').false_fit_rate)} are said to fit. Missed goals: the analysis is at the end "
+        "of this page.",
         *_floor(evidence),
     ]
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tools.accuracy.store import kept, sources
-from tools.calibrate.crossval import folds, left_out
+from tools.calibrate.crossval import DAMPING, STEPS, folds
 from tools.calibrate.parameters import Constants, Parameter, current
 from tools.calibrate.problem import Case, FloatArray, Problem, groups
 from tools.calibrate.relevant import relevant
 from tools.calibrate.rows import Rows, load_rows
-from tools.calibrate.solve import Solution, jacobian
+from tools.calibrate.solve import Solution, gauss_newton, jacobian
 
 from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.memory import training_memory
@@ -60,9 +62,36 @@ def predict(path: Path, say: Callable[[str], None]) -> Held:
     residuals = {"fitted": whole.residuals}
     for name, fold in apart.items():
         say(name)
-        residuals[name] = left_out(problem, parameters, whole, prior, rows.scale, fold, say)
+        residuals[name] = unseen(problem, parameters, whole, prior, rows.scale, fold, say)
     stall = np.array([stall_s(case) for case in rows.cases])
     return {fit: dict(zip(rows.ids, rates(rows, r, stall).tolist(), strict=True)) for fit, r in residuals.items()}
+
+
+def unseen(
+    problem: Problem,
+    parameters: list[Parameter],
+    whole: Solution,
+    prior: FloatArray,
+    scale: FloatArray,
+    fold: NDArray[np.int64],
+    say: Callable[[str], None],
+) -> FloatArray:
+    """Residual of every row from a fit without its fold. As `tools.calibrate.crossval.left_out`, but the rows that are
+    seen follow the slopes of the whole fit while it is solved again, which saves nine tenths of the time; the rows that
+    are not are priced anew."""
+    sigma = np.array([p.range.prior_sigma for p in parameters])
+    residuals = np.full(len(fold), np.nan)
+    for name in np.unique(fold):
+        out = fold == name
+        weight = np.where(out, 0.0, problem.weight)
+        free = whole.free
+        for _ in range(STEPS):
+            seen = whole.residuals + whole.jacobian @ (free - whole.free)
+            free = free + gauss_newton(whole.jacobian, seen, weight, scale, free, prior, sigma, DAMPING)
+        asked = replace(problem, groups=[group for group in problem.groups if out[group.rows].any()])
+        residuals[out] = asked.residuals(Constants.of(parameters, free))[out]
+        say(f"fold {name}: {out.sum()} rows, median error {np.median(np.abs(np.expm1(-residuals[out]))):.3f}")
+    return residuals
 
 
 def shipped(problem: Problem, parameters: list[Parameter], say: Callable[[str], None]) -> Solution:
