@@ -19,6 +19,7 @@ import torch
 
 from meshwright.errors import InputError
 from meshwright.ledger import TrafficEntry
+from meshwright.runtime.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -83,8 +84,8 @@ class MetricsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         kept = _lines_until(path, resumed_at) if resumed_at and path.is_file() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
+        write_text(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
         self._board = _board(folder) if tensorboard else None
 
     def run(self, description: dict[str, Any]) -> None:
