@@ -91,8 +91,8 @@ def _head(evidence: Evidence) -> list[str]:
         f"## Goals: {met} of {len(found)} met",
         markdown(["goal", "n", "wanted", "reached", ""], (goal.cells() for goal in found)),
         "*False fits* are counted as a share of all decisions; of the rows that ran out of memory "
-        f"{percent(confusion(evidence, 'AB').false_fit_rate)} are said to fit. Missed goals: the analysis is at the end "
-        "of this page.",
+        f"{percent(confusion(evidence, 'AB').false_fit_rate)} are said to fit. Missed goals: the analysis is at the "
+        "end of this page.",
         *_floor(evidence),
     ]
 
