@@ -43,9 +43,21 @@ def test_a_slower_plan_is_blamed_on_the_part_that_grew_most() -> None:
 
 def test_tensor_parallel_over_the_network_is_named() -> None:
     wide = replace(BASE, tp=16, dp=1)
-    reason = why_not(priced(BASE), priced(wide), load("llama-3.1-70b"), cluster(64))
+    reason = why_not(priced(BASE), priced(wide), MODEL, cluster(64))
+    assert "exposed tensor-parallel communication because tp=16 leaves the fast domain of 8" in reason.sentence
+
+
+def test_tensor_parallel_over_the_network_is_the_first_reason_where_the_host_is_fast() -> None:
+    stack = replace(default_stack(), layer_host_s=1e-6, tp_host_s=1e-7, microbatch_host_s=1e-6)
+    winner, loser = (estimate(MODEL, cluster(64), WORK, config, stack) for config in (BASE, replace(BASE, tp=16, dp=1)))
+    reason = why_not(winner, loser, MODEL, cluster(64))
     assert reason.part == "tp"
-    assert "tp=16 leaves the fast domain of 8" in reason.sentence
+    assert reason.difference == pytest.approx(loser.time.parts_s["tp"] - winner.time.parts_s["tp"])
+
+
+def test_a_part_that_hardly_weighs_is_not_named_beside_the_first() -> None:
+    winner, loser = priced(BASE), priced(replace(BASE, recompute=Recompute.FULL))
+    assert ";" not in why_not(winner, loser, MODEL, cluster(64)).sentence
 
 
 def test_memory_objective_names_the_kind_that_grew_most() -> None:

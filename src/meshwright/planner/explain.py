@@ -18,6 +18,8 @@ GIB = 2**30
 USEFUL = ("forward", "backward")
 SAME_SHARE = 0.001
 """Steps within this share are called equally fast."""
+SECOND_SHARE = 0.25
+"""A second part is named where it makes at least this share of what is lost."""
 
 PART_WORDS = {
     "forward": "forward compute",
@@ -47,7 +49,9 @@ MEMORY_WORDS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a plan ranks below the winner: `part` (of time or memory) grows most, by `difference` s or bytes."""
+    """Why a plan ranks below the winner: `part` (of time or memory) grows most, by `difference` s or bytes. The
+    sentence names the part that grows next too where it weighs: tensor parallelism over the network both waits for the
+    network and launches more kernels."""
 
     slower: float  # share of the winner's step: 0.12 is 12 % slower
     more_memory_bytes: int
@@ -79,12 +83,14 @@ def why_not(
         sentence = f"needs {more / GIB:.1f} GiB more: {MEMORY_WORDS[kind]} {kinds[kind] / GIB:+.1f} GiB"
         return Reason(slower, more, kind.value, float(kinds[kind]), sentence)
     parts = {p: other.time.parts_s[p] - winner.time.parts_s[p] for p in winner.time.parts_s}
-    part = max(parts, key=lambda p: parts[p])
+    part, second = sorted(parts, key=lambda p: -parts[p])[:2]
     if slower <= SAME_SHARE:
         sentence = f"as fast, with {abs(more) / GIB:.1f} GiB {'more' if more >= 0 else 'less'} memory"
     else:
-        cause = cause_of(part, winner.config, other.config, model, cluster)
-        sentence = f"{slower:.1%} slower: {seconds(parts[part])} {PART_WORDS[part]}{cause and ' because ' + cause}"
+        named = [part, second] if parts[second] >= SECOND_SHARE * (step_s - best_s) else [part]
+        causes = [(p, cause_of(p, winner.config, other.config, model, cluster)) for p in named]
+        losses = [f"{seconds(parts[p])} {PART_WORDS[p]}{cause and ' because ' + cause}" for p, cause in causes]
+        sentence = f"{slower:.1%} slower: {'; '.join(losses)}"
     return Reason(slower, more, part, parts[part], sentence)
 
 
