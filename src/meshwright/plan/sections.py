@@ -67,8 +67,12 @@ class ServingWorkload(Section):
     kv_bytes_per_element: Positive | None = None
     ttft_s: Positive | None = None
     tpot_s: Positive | None = None
-    batch: Count | None = None  # sequences in flight of the estimate; None: as many as fit
+    batch: Count | None = None  # sequences in flight per replica; None: as many as fit
     stack: str | None = None
+    weight_format: Literal["fp8", "int8", "int4"] | None = None  # of products' weights; None: as precision says
+    prefix_hit_rate: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of prompt tokens found in the cache
+    pass_tokens: Count | None = None  # most tokens of one forward pass (chunked prefill); None: the engine's
+    max_len: Count | None = None  # longest prompt with its answer that is served; None: prompt + output
 
 
 class TrainingRun(Section):
