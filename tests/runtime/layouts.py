@@ -61,6 +61,13 @@ CHOSEN = [
     Case("dualpipev x dp2", layout(pp=2, dp=2, global_batch=12, **DUALPIPEV), "gpt2"),
     Case("cp4 ring, sliding windows", layout(cp=4), "gemma3_text"),
     Case("cp2 all-to-all x tp2 sp", layout(cp=2, tp=2, sequence_parallel=True), "qwen3", variant=ALL_TO_ALL),
+    Case("ep2 x tp2 x pp2", layout(ep=2, tp=2, pp=2), "deepseek_v3"),
+    Case(
+        "ep2 x expert-tp2 x dp2 sp zero2",
+        layout(ep=2, expert_tp=2, tp=2, dp=2, sequence_parallel=True, zero=2),
+        "mixtral",
+    ),
+    Case("ep4 x dp4", layout(ep=4, dp=4, global_batch=4), "qwen3_moe"),
     Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
 ]
 
@@ -123,6 +130,49 @@ def _context() -> list[Case]:
     return cases
 
 
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+
+
+def _experts() -> list[Case]:
+    cases: list[Case] = []
+    for family in MIXTURES:
+        cases += [
+            Case(f"{family} ep2 x tp2 x pp2", layout(ep=2, tp=2, pp=2, sequence_parallel=True), family),
+            Case(f"{family} ep4 x dp4", layout(ep=4, dp=4), family),
+            Case(f"{family} tp2, experts on every rank", layout(tp=2), family),
+            Case(f"{family} expert-tp2", layout(expert_tp=2, tp=2), family),
+            Case(
+                f"{family} ep2 x expert-tp2 x dp2 zero3 recompute",
+                layout(ep=2, expert_tp=2, tp=2, dp=2, zero=3, recompute=Recompute.FULL),
+                family,
+            ),
+        ]
+    cases += [Case(f"ep2 x dp4 zero{zero}", layout(ep=2, dp=4, zero=zero), "qwen3_moe") for zero in (0, 1, 2, 3)]
+    cases += [
+        Case(
+            f"ep4 over tp2 x dp2 {schedule['schedule']} zero{zero}",
+            layout(ep=4, tp=2, dp=2, pp=2, zero=zero, **schedule),
+            family,
+        )
+        for schedule, zero, family in ((ZB_H1, 2, "mixtral"), (ZBV, 0, "deepseek_v3"), (DUALPIPEV, 3, "qwen2_moe"))
+    ]
+    return [
+        *cases,
+        Case("ep2 x dp4 x tp2 hsdp", layout(ep=2, dp=4, tp=2, zero=3, zero_shards=2), "mixtral"),
+        Case(
+            "ep4 x dp4 x tp2 hsdp, one replica of experts", layout(ep=4, dp=4, tp=2, zero=2, zero_shards=2), "mixtral"
+        ),
+        Case("ep2 x cp2 ring", layout(ep=2, cp=2), "mixtral"),
+        Case("ep4 x cp2 x dp2 all-to-all", layout(ep=4, cp=2, dp=2), "qwen3_moe", variant=ALL_TO_ALL),
+        Case("ep2 x cp2, latent attention", layout(ep=2, cp=2), "deepseek_v3"),
+        Case("one expert per token, ranks without tokens", layout(ep=4, dp=4, global_batch=4), "mixtral", FEW_TOKENS),
+        Case("ep2 x tp4 over 2 KV heads", layout(ep=2, tp=4, sequence_parallel=True), "qwen3_moe"),
+    ]
+
+
+FEW_TOKENS = {"num_local_experts": 16, "num_experts_per_tok": 1}
+
+
 def _families() -> list[Case]:
     families = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "gpt_neox")
     layouts = [layout(tp=2, pp=2, sequence_parallel=True), layout(tp=2, dp=2, zero=3)]
@@ -161,4 +211,13 @@ def _corners() -> list[Case]:
 
 def matrix() -> list[Case]:
     """Everything that `make parity` runs, at most 8 ranks each."""
-    return [*CHOSEN, *_single_axes(), *_all_three(), *_zero_bubble(), *_context(), *_families(), *_corners()]
+    return [
+        *CHOSEN,
+        *_single_axes(),
+        *_all_three(),
+        *_zero_bubble(),
+        *_context(),
+        *_experts(),
+        *_families(),
+        *_corners(),
+    ]

@@ -177,7 +177,7 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
     ("config", "message"),
     [
         (layout(cp=3), "cp=3 needs a sequence that 2 x cp divides, not 16 tokens"),
-        (layout(ep=2, dp=2), "ep=2 cannot be trained"),
+        (layout(ep=2, dp=2), "the model has no experts: use ep=1, expert_tp=1"),
         (layout(precision=Precision.FP8), "precision fp8 cannot be trained"),
         (layout(pp=2, layer_split=(1, 1)), "layer_split .* sum to 4 layers; try .2, 2."),
         (layout(tp=3), "tp=3 does not divide 4 attention heads"),

@@ -15,6 +15,7 @@ from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
 from meshwright.ledger import TrafficEntry
 from meshwright.models import ModelSpec
 from meshwright.runtime.engine import EngineOptions, build_engine
+from meshwright.runtime.expert_parallel import Routing
 from meshwright.runtime.families import family_of
 from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.process_groups import ProcessGroupManager
@@ -41,10 +42,21 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
 ]
 
 
-def record_a_step(model: Any, config: HybridParallelConfig) -> tuple[int, tuple[TrafficEntry, ...]]:
+EXPERTS: list[tuple[str, HybridParallelConfig]] = [
+    ("mixtral", layout(dp=2, tp=2, ep=2, sequence_parallel=True, zero=3, **FP32)),
+    ("mixtral", layout(dp=2, tp=2, ep=2, expert_tp=2, **FP32)),
+    ("mixtral", layout(dp=4, tp=2, ep=4, zero=2, zero_shards=2, **FP32)),
+    ("qwen2_moe", layout(dp=2, tp=2, ep=2, sequence_parallel=True, zero=1, recompute=Recompute.FULL, **FP32)),
+    ("deepseek_v3", layout(tp=2, pp=2, ep=2, recompute=Recompute.FULL, **FP32)),
+    ("gpt_oss", layout(dp=2, pp=2, ep=2, zero=2, **ZBV, **FP32)),
+]
+
+
+def record_a_step(model: Any, config: HybridParallelConfig, **options: Any) -> tuple[int, tuple[TrafficEntry, ...]]:
     groups = ProcessGroupManager(config, Device("cpu", "gloo"))
     source = SeededWeights(model, family_of(model), 0)
-    engine = build_engine(config, model, groups, source, EngineOptions(seq=SEQ))
+    engine = build_engine(config, model, groups, source, EngineOptions(seq=SEQ, **options))
+    torch.manual_seed(groups.axis("dp").rank)
     tokens = torch.randint(0, 90, (config.global_batch // config.dp, SEQ))
     engine.step(tokens, tokens)
     groups.recorder.reset()
@@ -73,6 +85,31 @@ def test_recorded_ledger_equals_the_predicted_one(family: str, changes: dict[str
     assert len(recorded) == config.world_size
     for stage, entries in recorded:
         assert lines(entries) == lines(expected[stage])
+
+
+def record_balanced(model: Any, config: HybridParallelConfig) -> tuple[int, tuple[TrafficEntry, ...]]:
+    return record_a_step(model, config, routing=Routing.BALANCED)
+
+
+@pytest.mark.parametrize(("family", "config"), EXPERTS)
+def test_with_balanced_routing_the_ledger_of_experts_equals_the_predicted_one(
+    family: str, config: HybridParallelConfig
+):
+    model = tiny(family)
+    expected = predicted(model, config)
+    for stage, entries in run_ranks(config.world_size, record_balanced, model, config):
+        assert lines(entries) == lines(expected[stage])
+
+
+def test_with_the_models_routing_calls_are_the_predicted_ones_and_bytes_in_the_sum_over_ranks():
+    config = layout(dp=2, tp=2, ep=2, expert_tp=2, **FP32)
+    model = tiny("mixtral")
+    expected = lines(predicted(model, config)[0])
+    ranks = [lines(entries) for _, entries in run_ranks(config.world_size, record_a_step, model, config)]
+    assert any(rank != expected for rank in ranks)  # else the router was balanced and nothing is shown
+    for line, (size, calls, total) in expected.items():
+        assert {rank[line][:2] for rank in ranks} == {(size, calls)}
+        assert sum(rank[line][2] for rank in ranks) == total * len(ranks)
 
 
 def test_a_recorder_that_is_switched_off_records_nothing():

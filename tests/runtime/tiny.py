@@ -6,6 +6,18 @@ from typing import Any
 
 from transformers import AutoConfig
 
+_MLA: dict[str, Any] = {
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+_PLAIN_ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 6},
@@ -15,6 +27,26 @@ SHAPES: dict[str, dict[str, Any]] = {
     "phi3": {"pad_token_id": 0},
     "gpt2": {},
     "gpt_neox": {"rotary_pct": 0.5},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 16,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [2],
+    },
+    "deepseek_v2": _MLA
+    | {"n_shared_experts": 2, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "kv_heads": 4},
+    "deepseek_v3": _MLA | {"n_shared_experts": 1, "n_group": 4, "topk_group": 2, "kv_heads": 4},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6} | _PLAIN_ROTARY,
 }
 
 
@@ -41,9 +73,9 @@ def tiny(family: str = "llama", **changes: Any) -> Any:
         "max_position_embeddings": 64,
         "tie_word_embeddings": False,
     }
-    if family != "gpt_neox":
-        shape["num_key_value_heads"] = sizes["kv_heads"]
     own = dict(SHAPES[family])
+    if family != "gpt_neox":
+        shape["num_key_value_heads"] = own.pop("kv_heads", sizes["kv_heads"])
     pattern = own.pop("layer_pattern", None)
     if pattern:
         own["layer_types"] = ["full_attention" if i % pattern else "sliding_attention" for i in range(sizes["layers"])]

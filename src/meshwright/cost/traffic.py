@@ -48,17 +48,12 @@ def pipeline_terms(x: Scene) -> list[TrafficTerm]:
 
 def ledger_entries(terms: tuple[TrafficTerm, ...], row: int, role: int) -> tuple[TrafficEntry, ...]:
     """The ledger lines of one candidate's rank on the stage of a role; lines without calls are left out."""
-    entries = [
-        TrafficEntry(
-            axis=term.axis,
-            collective=term.collective,
-            phase=term.phase,
-            what=term.what,
-            group_size=int(term.group_size[row]),
-            calls=round(float(term.calls[row, role])),
-            total_bytes=round(float(term.calls[row, role] * term.bytes_per_call[row, role])),
-        )
-        for term in terms
-        if term.group_size[row] > 1 and term.calls[row, role] > 0
-    ]
+    totals: dict[tuple[str, Collective, Phase, str, int], tuple[float, float]] = {}
+    for term in terms:
+        calls = float(term.calls[row, role])
+        if term.group_size[row] > 1 and calls > 0:
+            key = (term.axis, term.collective, term.phase, term.what, int(term.group_size[row]))
+            before = totals.get(key, (0.0, 0.0))  # layers of several kinds share a line
+            totals[key] = (before[0] + calls, before[1] + calls * float(term.bytes_per_call[row, role]))
+    entries = [TrafficEntry(*key, calls=round(calls), total_bytes=round(sent)) for key, (calls, sent) in totals.items()]
     return tuple(sorted(entries, key=lambda e: (e.axis, e.phase, e.collective, e.what)))

@@ -45,10 +45,12 @@ def entered_blocks(kind: LayerKind) -> int:
 
 def repeated_outputs(kind: LayerKind) -> int:
     """Block outputs that recomputing a layer sums again: all but the layer's last, which no gradient needs unless a
-    norm follows it."""
+    norm follows it. With routed experts alone, or a gate that weighs the shared expert, the last is needed too."""
     blocks = entered_blocks(kind)
-    routed = isinstance(kind.mlp, MoeMlp)
-    return max(blocks - (0 if routed or kind.norms > 2 else 1), 0)
+    needed = kind.norms > 2
+    if isinstance(kind.mlp, MoeMlp):
+        needed = needed or not kind.mlp.shared_width or any("shared_expert_gate" in t.name for t in kind.tensors)
+    return max(blocks - (0 if needed else 1), 0)
 
 
 def _block_terms(x: Scene) -> list[TrafficTerm]:
@@ -180,22 +182,31 @@ def _moe_layer_terms(mlp: MoeMlp, x: Scene, layers: FloatArray) -> list[TrafficT
     c = x.candidates
     size = _routed(mlp, x)
     again = layers * (1.0 + recomputed_share(x))[:, None]
+    told = layers if x.workload.capacity_factor is None else np.zeros_like(layers)  # a capacity is known to all
+    told_again = told * recomputed_share(x)[:, None]
+    # recomputation stops before the last collective, which is this one where no shared expert comes after it
+    gathered_again = again - layers if mlp.shared_width else np.zeros_like(layers)
     one = np.ones_like(c.tp)
     plain = np.where(c.sequence_parallel, 1, c.tp)
     stride = expert_stride(c)
     swap, gather, scatter = Collective.ALL_TO_ALL, Collective.ALL_GATHER, Collective.REDUCE_SCATTER
     forward, backward = Phase.FORWARD, Phase.BACKWARD
     return [
-        x.term("ep", swap, forward, "tokens per expert", c.ep, stride, layers, size.counts),
-        x.term("ep", swap, backward, "tokens per expert", c.ep, stride, again - layers, size.counts),
+        x.term("ep", swap, forward, "tokens per expert", c.ep, stride, told, size.counts),
+        x.term("ep", swap, backward, "tokens per expert", c.ep, stride, told_again, size.counts),
         x.term("ep", swap, forward, "dispatch", c.ep, stride, layers, size.copies),
         x.term("ep", swap, backward, "dispatch", c.ep, stride, again, size.copies),
         x.term("ep", swap, forward, "combine", c.ep, stride, layers, size.copies),
         x.term("ep", swap, backward, "combine", c.ep, stride, again, size.copies),
+        x.term("expert_tp", gather, forward, "tokens per expert", c.expert_tp, one, told, size.counts * c.expert_tp),
+        x.term(
+            "expert_tp", gather, backward, "tokens per expert", c.expert_tp, one, told_again, size.counts * c.expert_tp
+        ),
         x.term("expert_tp", gather, forward, "expert input", c.expert_tp, one, layers, size.gathered),
         x.term("expert_tp", scatter, forward, "expert output", c.expert_tp, one, layers, size.gathered),
         x.term("expert_tp", gather, backward, "expert output", c.expert_tp, one, again, size.gathered),
         x.term("expert_tp", scatter, backward, "expert input", c.expert_tp, one, again, size.gathered),
         x.term("tp", gather, forward, "routed output", plain, one, layers, size.whole),
+        x.term("tp", gather, backward, "routed output", plain, one, gathered_again, size.whole),
         x.term("tp", gather, backward, "routed input", plain, one, layers, size.whole),
     ]

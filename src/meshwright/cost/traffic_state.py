@@ -58,7 +58,6 @@ def _units(x: Scene) -> list[Unit]:
     c, stages, model = x.candidates, x.stages, x.model
     world = c.dp * c.cp
     replicas = np.maximum(world // c.zero_shards, 1)
-    expert_replicas = np.minimum(replicas, c.expert_dp)
     dense = np.zeros(stages.index.shape)
     expert = np.zeros(stages.index.shape)
     for k, kind in enumerate(model.kinds):
@@ -80,9 +79,9 @@ def _units(x: Scene) -> list[Unit]:
     ]
     if moe_layers.any():
         each = expert / np.maximum(moe_layers, 1)
-        shards = np.maximum(c.expert_dp // expert_replicas, 1)
+        shards = expert_state_shards(c)
         outer = np.where(c.expert_dp > 1, c.ep * expert_stride(c), 1)
-        units.append(Unit("expert", "expert_dp", each, moe_layers, shards, expert_replicas, outer))
+        units.append(Unit("expert", "expert_dp", each, moe_layers, shards, c.expert_dp // shards, outer))
     return units
 
 
@@ -124,11 +123,17 @@ def _shard_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:
     ]
 
 
+_INSIDE_A_BLOCK = ("q_norm", "k_norm", "q_a_", "kv_a_")
+"""Replicated parts of attention that work on this rank's heads: norms of single heads, latent attention before them."""
+
+
 def _is_partial(tensor: TensorSpec, sequence_parallel: bool) -> bool:
-    """Whether a replicated tensor sees only this rank's tokens (sequence parallel) or heads (norms of single heads)."""
+    """Whether a replicated tensor sees only this rank's tokens (sequence parallel; routers always) or heads."""
     if tensor.split_units is not None or tensor.experts:
         return False
-    return sequence_parallel or (tensor.part is Part.NORM and ("q_norm" in tensor.name or "k_norm" in tensor.name))
+    of_router = tensor.part is Part.ROUTER and "shared_expert_gate" not in tensor.name
+    of_heads = tensor.part in (Part.NORM, Part.ATTENTION) and any(n in tensor.name for n in _INSIDE_A_BLOCK)
+    return sequence_parallel or of_router or of_heads
 
 
 def _partial_elements(tensors: tuple[TensorSpec, ...], x: Scene) -> FloatArray:
@@ -184,6 +189,13 @@ def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
     ]
 
 
+def expert_state_shards(c: Candidates) -> IntArray:
+    """Ranks that the state of an expert is spread over [n]: HSDP has as many copies of it as of the rest, unless that
+    would leave each copy on one rank; then there is one copy."""
+    copies = np.maximum(c.dp * c.cp // c.zero_shards, 1)
+    return np.where(c.expert_dp > copies, c.expert_dp // copies, c.expert_dp)
+
+
 def _state_shards(c: Candidates) -> IntArray:
     """Ranks that a gradient is spread over once data parallelism has reduced it [n]."""
     return np.where(c.zero >= 1, c.zero_shards, 1)
@@ -203,14 +215,25 @@ def _tied_embedding(x: Scene) -> list[TrafficTerm]:
 
 
 def _scalars(x: Scene) -> list[TrafficTerm]:
-    """Loss with its token count over dp x cp, and the squared gradient norm over every axis that splits parameters."""
+    """Loss with its token count over dp x cp, and the squared gradient norm over every axis that splits parameters; of
+    routed experts over theirs."""
     c = x.candidates
     one = np.ones((len(c), 1))
     scalar = np.full(len(c), SCALAR_BYTES)
     loss = np.full(len(c), LOSS_BYTES)
     reduce, phase, norm = Collective.ALL_REDUCE, Phase.OPTIMIZER, "gradient norm"
     shards = _state_shards(c)
+    of_experts: list[TrafficTerm] = []
+    if any(tensor.experts for kind in x.model.kinds for tensor in kind.tensors):
+        expert_shards = np.where(c.zero >= 1, expert_state_shards(c), 1)
+        stride, outer = expert_stride(c), c.ep * expert_stride(c)
+        of_experts = [
+            x.term("ep", reduce, phase, norm, c.ep, stride, one, scalar),
+            x.term("expert_tp", reduce, phase, norm, c.expert_tp, np.ones_like(c.tp), one, scalar),
+            x.term("expert_dp", reduce, phase, norm, expert_shards, outer, one, scalar),
+        ]
     return [
+        *of_experts,
         x.term("dp", reduce, Phase.FORWARD, "loss and token count", c.dp * c.cp, data_stride(c), one, loss),
         x.term("pp", reduce, Phase.FORWARD, "loss", c.pp, c.cp * c.tp, one, scalar),
         x.term("tp", reduce, phase, norm, c.tp, np.ones_like(c.tp), one, scalar),

@@ -104,6 +104,32 @@ def reduce_scatter_sequence(tensor: Tensor, axis: AxisGroup, what: str) -> Tenso
     return reduce_scatter_first_dim(stacked, axis, what).squeeze(0)
 
 
+def gather_rows(tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+    """[n_r, ...] of every rank r -> [sum of n, ...], in axis order; `sizes` are the n. Uneven ones travel as an
+    all-to-all, which every backend has."""
+    if len(set(sizes)) == 1:
+        return all_gather_first_dim(tensor, axis, what)
+    gathered = tensor.new_empty((sum(sizes), *tensor.shape[1:]))
+    axis.record(Collective.ALL_GATHER, what, tensor_bytes(gathered))
+    repeated = tensor.repeat(axis.size, *[1] * (tensor.dim() - 1))
+    with axis.waiting():
+        dist.all_to_all_single(gathered, repeated, sizes, [tensor.shape[0]] * axis.size, group=axis.group)
+    return gathered
+
+
+def reduce_scatter_rows(tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+    """[sum of n, ...] partial sums -> the summed [n_r, ...] of this rank."""
+    if len(set(sizes)) == 1:
+        return reduce_scatter_first_dim(tensor, axis, what)
+    axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor))
+    own = sizes[axis.rank]
+    parts = tensor.new_empty((axis.size * own, *tensor.shape[1:]))
+    contiguous = tensor.contiguous()
+    with axis.waiting():
+        dist.all_to_all_single(parts, contiguous, [own] * axis.size, sizes, group=axis.group)
+    return parts.view(axis.size, own, *tensor.shape[1:]).sum(dim=0)
+
+
 class _CopyToAxis(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
@@ -168,6 +194,50 @@ class _AllToAll(torch.autograd.Function):
         return back, None, None, None, None
 
 
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+        ctx.axis, ctx.what, ctx.sizes = axis, what, sizes
+        return gather_rows(tensor, axis, what, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return reduce_scatter_rows(grads[0], ctx.axis, ctx.what, ctx.sizes), None, None, None
+
+
+class _ReduceScatterRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+        ctx.axis, ctx.what, ctx.sizes = axis, what, sizes
+        return reduce_scatter_rows(tensor, axis, what, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return gather_rows(grads[0], ctx.axis, ctx.what, ctx.sizes), None, None, None
+
+
+class _OwnRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
+        ctx.axis, ctx.what = axis, what
+        return tensor.chunk(axis.size)[axis.rank].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return all_gather_first_dim(grads[0], ctx.axis, ctx.what), None, None
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
+        ctx.axis = axis
+        return all_gather_first_dim(tensor, axis, what)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].chunk(ctx.axis.size)[ctx.axis.rank], None, None
+
+
 def copy_to_axis(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
     """Identity forward, all-reduce of the gradient backward."""
     return tensor if axis.size == 1 else _CopyToAxis.apply(tensor, axis, what)  # pyright: ignore[reportReturnType]
@@ -197,3 +267,27 @@ def all_to_all(
     if axis.size == 1:
         return tensor
     return _AllToAll.apply(tensor, axis, what, sent, received)  # pyright: ignore[reportReturnType]
+
+
+def gather_rows_from_axis(tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+    """All-gather of `sizes` rows forward, reduce-scatter backward."""
+    if axis.size == 1:
+        return tensor
+    return _GatherRows.apply(tensor, axis, what, sizes)  # pyright: ignore[reportReturnType]
+
+
+def reduce_scatter_rows_to_axis(tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:
+    """Reduce-scatter into `sizes` rows forward, all-gather backward."""
+    if axis.size == 1:
+        return tensor
+    return _ReduceScatterRows.apply(tensor, axis, what, sizes)  # pyright: ignore[reportReturnType]
+
+
+def own_rows(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
+    """This rank's 1/n of the rows of a replicated tensor; the all-gather of their gradients backward."""
+    return tensor if axis.size == 1 else _OwnRows.apply(tensor, axis, what)  # pyright: ignore[reportReturnType]
+
+
+def rows_of_all(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
+    """Every rank's rows on every rank; backward each takes the gradient of its own."""
+    return tensor if axis.size == 1 else _AllGatherRows.apply(tensor, axis, what)  # pyright: ignore[reportReturnType]

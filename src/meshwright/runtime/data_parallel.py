@@ -1,8 +1,8 @@
 """Plain data parallelism: whole replicas whose gradients are averaged while backward still runs.
 
-Gradients accumulate in fp32 (or better) over all microbatches, in one flat buffer for layers and one for the ends of
-the model. In the last backward pass each slice of a buffer is all-reduced as soon as the parameters in it are complete
-(Li et al. 2020). Without replicas it is just the accumulation.
+Gradients accumulate in fp32 (or better) over all microbatches, in one flat buffer for layers, one for the ends of the
+model and one for routed experts, whose replicas are others. In the last backward pass each slice of a buffer is
+all-reduced as soon as the parameters in it are complete (Li et al. 2020). Without replicas it is just the accumulation.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Bucket:
 
     what: str
     flat: Tensor
+    of_experts: bool = False
     parameters: int = 0
     waiting: int = 0
     work: dist.Work | None = None
@@ -37,16 +38,21 @@ class PlainDataParallel:
     """Owns the gradients of this rank's parameters. Call order per step: begin, before_backward per pass, finish."""
 
     def __init__(
-        self, parameters: Sequence[LocalParameter], axis: AxisGroup, bucket_bytes: int = GRADIENT_BUCKET_BYTES
+        self,
+        parameters: Sequence[LocalParameter],
+        axis: AxisGroup,
+        expert_axis: AxisGroup,
+        bucket_bytes: int = GRADIENT_BUCKET_BYTES,
     ) -> None:
         self.axis = axis
+        self.expert_axis = expert_axis
         self._parameters = list(parameters)
         self._final_chunks: set[int] = set()
         self._fresh: set[int] = set()
         self._buckets: list[Bucket] = []
         self._buckets_of: dict[int, list[Bucket]] = {}
         self._index_of = {id(p.live): i for i, p in enumerate(self._parameters)}
-        for unit in ("layer", "ends"):
+        for unit in ("layer", "ends", "expert"):
             for dtype in sorted({p.master.dtype for p in parameters}, key=str):
                 # in the order in which backward completes them: last parameter first
                 members = [
@@ -92,7 +98,7 @@ class PlainDataParallel:
                 self._launch(bucket)
         for bucket in self._buckets:
             if bucket.work is not None:
-                with self.axis.waiting():
+                with self._axis_of(bucket).waiting():
                     bucket.work.wait()
 
     def _add_buffer(self, members: list[int], what: str, bucket_bytes: int) -> None:
@@ -100,7 +106,8 @@ class PlainDataParallel:
         sizes = [self._parameters[i].master.numel() for i in members]
         flat = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
         length = max(1, bucket_bytes // first.element_size())
-        buckets = [Bucket(what, piece) for piece in flat.split(length)]
+        of_experts = self._parameters[members[0]].unit == "expert"
+        buckets = [Bucket(what, piece, of_experts) for piece in flat.split(length)]
         start = 0
         for index, view in zip(members, flat.split(sizes), strict=True):
             parameter = self._parameters[index]
@@ -139,4 +146,7 @@ class PlainDataParallel:
     def _launch(self, bucket: Bucket) -> None:
         if not bucket.launched:
             bucket.launched = True
-            bucket.work = all_reduce(bucket.flat, self.axis, bucket.what, dist.ReduceOp.AVG, async_op=True)
+            bucket.work = all_reduce(bucket.flat, self._axis_of(bucket), bucket.what, dist.ReduceOp.AVG, async_op=True)
+
+    def _axis_of(self, bucket: Bucket) -> AxisGroup:
+        return self.expert_axis if bucket.of_experts else self.axis

@@ -22,14 +22,15 @@ from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.context_parallel import ContextShard, ContextVariant, refuse_dropout
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.dropout import DropoutState
-from meshwright.runtime.families import family_of
-from meshwright.runtime.gradients import clip, complete_gradients, global_norm, gradient_of
+from meshwright.runtime.expert_parallel import ExpertAxes, ExpertOptions, ExpertRegion, Routing
+from meshwright.runtime.families import expert_count, family_of
+from meshwright.runtime.gradients import clip, complete_gradients, global_norm, gradient_of, scale_expert_gradients
 from meshwright.runtime.optimizer import LocalOptimizer, LossScaler, OptimizerOptions
 from meshwright.runtime.parallelize import Splitter, split_groups
 from meshwright.runtime.pipeline import ActivationShape, Microbatch, PipelineExecutor
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.recompute import Contexts, no_contexts
-from meshwright.runtime.sharded import ShardedDataParallel, shard_chunk
+from meshwright.runtime.sharded import ShardedDataParallel, shard_chunk, shard_dim
 from meshwright.runtime.slices import TensorSlice, chunk_bounds
 from meshwright.runtime.stage import ChunkPlan, StageModule, StageOptions, build_stage
 from meshwright.runtime.state import LocalParameter, local_tensor, master_copy
@@ -49,8 +50,9 @@ LOSS = "loss"
 class EngineOptions:
     """What a plan does not say. `dtype` overrides the plan's precision (parity runs in float64).
 
-    `seed` is that of dropout. `forward_context` is entered around every forward pass; `recompute_contexts` around
-    recomputation.
+    `routing` balanced takes the place of the experts that the model's router chose (for tracing); `capacity_factor`
+    limits the rows per expert (None: no token is dropped). `seed` is that of dropout. `forward_context` is entered
+    around every forward pass; `recompute_contexts` around recomputation.
     """
 
     seq: int
@@ -58,6 +60,8 @@ class EngineOptions:
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
     context_variant: ContextVariant = ContextVariant.RING
+    routing: Routing = Routing.MODEL
+    capacity_factor: float | None = None
     seed: int = 0
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
     recompute_contexts: Contexts = no_contexts
@@ -97,7 +101,10 @@ class Engine:
 
     def owns(self, parameter: LocalParameter) -> bool:
         """Whether this rank's copy stands for the model's: every element of it has exactly one owner."""
-        first_replica = self.groups.axis("zero_replica" if self.sharded else "dp_cp").is_first
+        if parameter.unit == "expert":
+            first_replica = self.groups.axis("expert_replica" if self.sharded else "expert_dp").is_first
+        else:
+            first_replica = self.groups.axis("zero_replica" if self.sharded else "dp_cp").is_first
         return parameter.counts_in_norm and first_replica and not parameter.second_copy
 
     def holds_first_copy(self, second: LocalParameter) -> bool:
@@ -144,6 +151,7 @@ class Engine:
         tokens, labels = self._own_tokens(tokens, labels)
         summed = self.executor.run(list(self._microbatches(tokens, labels)), self._loss_scale / own)
         self.data_parallel.finish()
+        scale_expert_gradients(self.parameters, self.groups)
         complete_gradients(self.parameters, self.groups)
         loss, count = self._global_loss(summed, labels)
         if count != nominal:
@@ -198,7 +206,7 @@ def build_engine(
     options: EngineOptions,
 ) -> Engine:
     """Cut, split, fill and shard this rank's chunks, and make them ready to train."""
-    _refuse_unsupported(config, options)
+    _refuse_unsupported(config, model_config, options)
     if config.cp > 1:
         refuse_dropout(model_config)
     split_groups(groups, model_config)
@@ -213,7 +221,9 @@ def build_engine(
             shard_chunk(module, groups, config.zero, None if stored == compute else compute)
     local = _local_parameters(chunks, parameters, groups, shards)
     data_parallel = (
-        ShardedDataParallel(local, chunks, config.zero) if shards else PlainDataParallel(local, groups.axis("dp_cp"))
+        ShardedDataParallel(local, chunks, config.zero)
+        if shards
+        else PlainDataParallel(local, groups.axis("dp_cp"), groups.axis("expert_dp"))
     )
     activation = activation_shape(config, model_config, options.seq, compute, groups.device.torch)
     executor, evaluator = (
@@ -240,7 +250,7 @@ def activation_shape(
     return ActivationShape((config.micro_batch, seq // shards, int(model_config.hidden_size)), dtype, device)
 
 
-def _refuse_unsupported(config: HybridParallelConfig, options: EngineOptions) -> None:
+def _refuse_unsupported(config: HybridParallelConfig, model_config: Any, options: EngineOptions) -> None:
     if config.num_microbatches < 1 or config.global_batch % (config.dp * config.micro_batch):
         raise InputError(
             f"global_batch={config.global_batch} is not a multiple of dp x micro_batch = "
@@ -248,9 +258,14 @@ def _refuse_unsupported(config: HybridParallelConfig, options: EngineOptions) ->
         )
     if config.sequence_parallel and options.seq // config.cp % config.tp:
         raise InputError(f"sequence parallelism needs tp={config.tp} to divide the sequence of {options.seq} tokens")
-    for size, name in ((config.ep, "ep"), (config.expert_tp, "expert_tp")):
-        if size > 1:
-            raise InputError(f"{name}={size} cannot be trained: this runtime splits over dp, pp, cp, tp; use {name}=1")
+    experts = expert_count(model_config, family_of(model_config))
+    if not experts and config.ep * config.expert_tp > 1:
+        raise InputError(
+            f"the model has no experts: use ep=1, expert_tp=1 (got ep={config.ep}, expert_tp={config.expert_tp})"
+        )
+    tokens = config.micro_batch * (options.seq // config.cp)
+    if experts and tokens % config.tp:
+        raise InputError(f"tp={config.tp} must divide the {tokens} tokens of a microbatch that experts share")
     if options.dtype is None and config.precision not in COMPUTE_DTYPES:
         known = ", ".join(COMPUTE_DTYPES)
         raise InputError(f"precision {config.precision} cannot be trained here; use one of {known}")
@@ -267,7 +282,9 @@ def _build_chunks(
     context: ContextShard | None,
 ) -> tuple[dict[int, StageModule], dict[int, dict[str, TensorSlice]]]:
     region = TensorParallelRegion(groups.axis("tp"), config.sequence_parallel and config.tp > 1)
-    splitter = Splitter(family_of(model_config), model_config, region)
+    axes = ExpertAxes(groups.axis("ep"), groups.axis("expert_tp"))
+    experts = ExpertRegion(axes, region, ExpertOptions(options.routing, options.capacity_factor))
+    splitter = Splitter(family_of(model_config), model_config, region, experts)
     stage_options = StageOptions(
         stored,
         groups.device.torch,
@@ -296,15 +313,18 @@ def _local_parameters(
     shards: bool,
 ) -> list[LocalParameter]:
     local: list[LocalParameter] = []
-    shard = groups.axis("zero_shard")
     for chunk, module in chunks.items():
         tied = module.tied_weight_name()
         for name, live in module.named_parameters():
             assert isinstance(live, torch.nn.Parameter)
             piece = slices[chunk][name]
-            length = piece.local_shape[0] if piece.local_shape else 0
-            rows = chunk_bounds(length, shard.rank, shard.size) if shards else (0, length)
-            master = master_copy(local_tensor(live))
             unit = "layer" if name.startswith(f"{module.family.base}.{module.family.layers}.") else "ends"
-            local.append(LocalParameter(name, chunk, unit, live, piece, rows, master, tied=name == tied))
+            unit = unit if piece.experts is None else "expert"
+            shape, dim, rows = piece.local_shape, 0, (0, 0)
+            shard = groups.axis("expert_shard" if unit == "expert" else "zero_shard")
+            if shape:
+                dim = shard_dim(shape, shard.size, unit == "expert") if shards else 0
+                rows = chunk_bounds(shape[dim], shard.rank, shard.size) if shards else (0, shape[dim])
+            master = master_copy(local_tensor(live))
+            local.append(LocalParameter(name, chunk, unit, live, piece, rows, master, tied=name == tied, shard_dim=dim))
     return local

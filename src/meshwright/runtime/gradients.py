@@ -33,6 +33,17 @@ def complete_gradients(parameters: Sequence[LocalParameter], groups: ProcessGrou
         _sum_tied([p for p in parameters if p.tied], groups)
 
 
+def scale_expert_gradients(parameters: Sequence[LocalParameter], groups: ProcessGroupManager) -> None:
+    """Experts' gradients were averaged over their replicas, of which each saw the tokens of ep x expert_tp ranks; the
+    others over dp x cp, of which each saw the tokens of tp ranks. Bring the former to the latter's scale."""
+    config = groups.config
+    factor = config.tp / (config.ep * config.expert_tp)
+    if factor != 1.0:
+        for parameter in parameters:
+            if parameter.unit == "expert":
+                gradient_of(parameter).mul_(factor)
+
+
 def sum_flat(parameters: Sequence[LocalParameter], axis: AxisGroup, what: str) -> None:
     """All-reduce the gradients of the parameters over an axis as one tensor."""
     gradients = [gradient_of(p) for p in parameters]
@@ -61,15 +72,26 @@ def gradient_of(parameter: LocalParameter) -> Tensor:
 
 def global_norm(parameters: Sequence[LocalParameter], groups: ProcessGroupManager, sharded: bool) -> Tensor:
     """The 2-norm of the whole model's gradient, equal on all ranks. `sharded`: state is spread over dp."""
-    counted = [gradient_of(p) for p in parameters if p.counts_in_norm and not p.second_copy]
-    device = groups.device.torch
-    squares = [torch.linalg.vector_norm(g).double().square() for g in counted]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
-    axes = ["tp", "pp", *(["zero_shard"] if sharded else [])]
+    counted = [p for p in parameters if p.counts_in_norm and not p.second_copy]
+    dense = _squares([p for p in counted if p.unit != "expert"], groups.device.torch)
     with groups.recorder.during(Phase.OPTIMIZER):
-        for axis in axes:
-            all_reduce(total, groups.axis(axis), NORM)
+        for axis in ("tp", "zero_shard") if sharded else ("tp",):
+            all_reduce(dense, groups.axis(axis), NORM)
+        total = dense + _experts_square(counted, groups, sharded) if "expert_shard" in groups.axes else dense
+        all_reduce(total, groups.axis("pp"), NORM)
     return total.sqrt()
+
+
+def _experts_square(counted: Sequence[LocalParameter], groups: ProcessGroupManager, sharded: bool) -> Tensor:
+    square = _squares([p for p in counted if p.unit == "expert"], groups.device.torch)
+    for axis in ("ep", "expert_tp", "expert_shard") if sharded else ("ep", "expert_tp"):
+        all_reduce(square, groups.axis(axis), NORM)
+    return square
+
+
+def _squares(parameters: Sequence[LocalParameter], device: torch.device) -> Tensor:
+    squares = [torch.linalg.vector_norm(gradient_of(p)).double().square() for p in parameters]
+    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
 
 
 def clip(parameters: Sequence[LocalParameter], norm: Tensor, limit: float) -> None:

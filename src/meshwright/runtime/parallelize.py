@@ -10,10 +10,21 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from meshwright.errors import InputError
-from meshwright.runtime.families import Family, Product, Split, Units, unit_count
+from meshwright.runtime.expert_parallel import ExpertRegion, split_experts
+from meshwright.runtime.families import (
+    Experts,
+    Family,
+    Product,
+    Split,
+    Units,
+    expert_count,
+    family_of,
+    unit_count,
+)
 from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.slices import GradientSum, TensorSlice, chunk_bounds
 from meshwright.runtime.tensor_parallel.attention import head_slice
@@ -30,11 +41,12 @@ from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 
 @dataclass(frozen=True)
 class Splitter:
-    """What splitting a module needs to know: the family, its config, and the tp region."""
+    """What splitting a module needs to know: the family, its config, the tp region, and where its experts are."""
 
     family: Family
     config: Any
     region: TensorParallelRegion
+    experts: ExpertRegion | None = None
 
     @property
     def tp(self) -> AxisGroup:
@@ -43,13 +55,36 @@ class Splitter:
     def layer(self, layer: nn.Module, prefix: str) -> None:
         """Split one decoder layer in place. `prefix` is its full name, with a dot at the end."""
         self._refuse_unknown_parts(layer, prefix)
-        for product in self.family.products:
+        present = [product for product in self.family.products if _has(layer, product.path)]
+        for product in present:
             name, parent = product.path.rpartition(".")[2], layer.get_submodule(product.path.rpartition(".")[0])
             replaced = self._product(product, layer.get_submodule(product.path), prefix + product.path)
             setattr(parent, name, replaced)
         self._make_counts_local(layer.get_submodule(self.family.attention))
-        for block in (self.family.attention, self.family.mlp):
-            self.region.hook(layer.get_submodule(block))
+        for path, units in self.family.vectors:
+            self._vector(layer, path, units, prefix)
+        moe = self.family.moe
+        mlp = self.family.mlp
+        if moe is not None and _has(layer, moe.experts):
+            self._experts(layer, moe, prefix)
+            mlp = moe.shared
+        for block in (self.family.attention, mlp):
+            if block is not None:
+                self.region.hook(layer.get_submodule(block))
+
+    def _experts(self, layer: nn.Module, moe: Experts, prefix: str) -> None:
+        assert self.experts is not None
+        parent, name = layer.get_submodule(moe.experts.rpartition(".")[0]), moe.experts.rpartition(".")[2]
+        spread = split_experts(layer.get_submodule(moe.experts), prefix + moe.experts, self.experts)
+        setattr(parent, name, spread)
+        spread.watch(layer.get_submodule(moe.router))
+
+    def _vector(self, layer: nn.Module, path: str, units: Units, prefix: str) -> None:
+        """A loose parameter of a module: its elements of this rank, as a plain tensor."""
+        owner, name = layer.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+        piece = replace(self._slice(prefix + path, tuple(owner.get_parameter(name).shape), units, 0), on_tp_mesh=False)
+        owner.register_parameter(name, nn.Parameter(torch.empty(piece.local_shape, device="meta")))
+        owner.slices = {name: piece}  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
 
     def embedding(self, embedding: nn.Module, name: str) -> VocabParallelEmbedding:
         assert isinstance(embedding, nn.Embedding)
@@ -138,9 +173,13 @@ class Splitter:
             attention.split_size = int(attention.split_size) // self.tp.size  # pyright: ignore[reportArgumentType]
 
     def _refuse_unknown_parts(self, layer: nn.Module, prefix: str) -> None:
-        known = (*(p.path for p in self.family.products), *self.family.norms, *self.family.head_norms)
+        family = self.family
+        known = [*(p.path for p in family.products), *family.norms, *family.head_norms]
+        if family.moe is not None:
+            known += [family.moe.router, family.moe.experts]
+        loose = [path for path, _ in family.vectors]
         for name, _ in layer.named_parameters():
-            if name.rpartition(".")[0] not in known:
+            if name.rpartition(".")[0] not in known and name not in loose:
                 raise InputError(
                     f"model type '{self.config.model_type}': it is not known how {prefix}{name} splits over tp"
                 )
@@ -157,20 +196,39 @@ def parameter_slices(stage: nn.Module, splitter: Splitter) -> dict[str, TensorSl
 
 
 def _replicated_slice(name: str, parameter: Tensor, splitter: Splitter) -> TensorSlice:
-    """Norms and position embeddings: whole on every tp rank. Their gradient is this rank's tokens' (sequence parallel)
-    or this rank's heads' (norms of single heads), or already complete."""
+    """Norms and position embeddings: whole on every tp rank. Their gradient is this rank's tokens' (sequence parallel,
+    routers always) or this rank's heads' (norms of single heads), or already complete."""
     family, tp = splitter.family, splitter.tp
     if tp.size == 1:
         return TensorSlice(name, tuple(parameter.shape))
-    by_head = any(f".{norm}." in name for norm in family.head_norms)
+    inside = [*family.head_norms, *([family.moe.router] if family.moe else [])]
+    by_head = any(f".{part}." in name for part in inside)
     partial = by_head or splitter.region.sequence_parallel
     gradient_sum = GradientSum.TP if partial else GradientSum.NONE
     return TensorSlice(name, tuple(parameter.shape), copy=tp.rank, copies=tp.size, gradient_sum=gradient_sum)
 
 
+def _has(layer: nn.Module, path: str) -> bool:
+    """Whether a layer has the part (a part that is None is none)."""
+    return any(name == path for name, _ in layer.named_modules())
+
+
 def split_groups(groups: ProcessGroupManager, config: Any) -> None:
-    """Create the group of tp ranks that hold the same KV head, where there are fewer heads than ranks."""
+    """Create the group of tp ranks that hold the same KV head, where there are fewer heads than ranks, and those that
+    share the state of routed experts."""
     kv_heads = unit_count(config, Units.KV_HEADS) or 1
     tp = groups.axis("tp").size
     if tp > kv_heads and tp % kv_heads == 0:
         groups.split_axis("kv", "tp", tp // kv_heads)
+    if expert_count(config, family_of(config)):
+        _split_expert_groups(groups)
+
+
+def _split_expert_groups(groups: ProcessGroupManager) -> None:
+    """HSDP has as many copies of the experts' state as of the rest, unless that leaves each copy on one rank."""
+    ranks, copies = groups.axis("expert_dp").size, groups.axis("zero_replica").size
+    copies = copies if ranks > copies else 1
+    if ranks % copies:
+        raise InputError(f"{copies} copies of sharded state do not divide the {ranks} replicas of each expert")
+    groups.split_axis("expert_shard", "expert_dp", ranks // copies)
+    groups.across_axis("expert_replica", "expert_dp", ranks // copies)

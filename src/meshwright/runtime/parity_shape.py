@@ -1,17 +1,19 @@
 """Shrink a model so that parity can run it in float64 on one machine: same family, same kinds of layers, small sizes.
 
 What the layout can get wrong is kept: the ratio of KV heads to tp, tied embeddings, odd vocabularies, sliding windows,
-the pattern of layer types, uneven layer splits.
+the pattern of layer types, dense layers among those with experts, groups of experts, uneven layer splits.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
 from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
+from meshwright.runtime.families import expert_count, family_of
 
 HEAD_DIM = 8
 MOST_RANKS = 16
@@ -38,6 +40,8 @@ def shrunk(model_config: Any, config: HybridParallelConfig, seq: int) -> tuple[A
         small.n_inner = width
     else:
         small.intermediate_size = width
+    _shrink_experts(small, config, layers)
+    _shrink_latent_attention(small)
     small.vocab_size = 128 if int(model_config.vocab_size) % config.tp == 0 else 128 + config.tp - 1
     small.max_position_embeddings = max(seq, 32)
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -48,6 +52,38 @@ def shrunk(model_config: Any, config: HybridParallelConfig, seq: int) -> tuple[A
         small.layer_types = _layer_types(list(small.layer_types), layers)
     batch = config.dp * config.micro_batch * min(config.num_microbatches, 2 * config.pp + 1)
     return small, replace(config, layer_split=split, global_batch=batch)
+
+
+def _shrink_experts(small: Any, config: HybridParallelConfig, layers: int) -> None:
+    """Eight experts, or as many as ep needs; about two per token."""
+    family = family_of(small)
+    if not expert_count(small, family):
+        return
+    assert family.moe is not None
+    setattr(small, family.moe.count, math.lcm(8, config.ep))
+    small.num_experts_per_tok = min(int(small.num_experts_per_tok), 3)
+    for width in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        if getattr(small, width, None):
+            setattr(small, width, HEAD_DIM * math.lcm(config.tp, config.expert_tp))
+    if (getattr(small, "n_group", None) or 1) > 1:
+        small.n_group, small.topk_group = 4, 2
+    if getattr(small, "first_k_dense_replace", None):
+        small.first_k_dense_replace = min(int(small.first_k_dense_replace), layers // 2)
+    if getattr(small, "mlp_only_layers", None):
+        small.mlp_only_layers = [layer for layer in small.mlp_only_layers if layer < layers]
+    if getattr(small, "decoder_sparse_step", None):
+        small.decoder_sparse_step = min(int(small.decoder_sparse_step), layers)
+
+
+def _shrink_latent_attention(small: Any) -> None:
+    if not getattr(small, "kv_lora_rank", None):
+        return
+    small.num_key_value_heads = small.num_attention_heads
+    small.kv_lora_rank = 2 * HEAD_DIM
+    if small.q_lora_rank is not None:
+        small.q_lora_rank = HEAD_DIM
+    small.qk_nope_head_dim, small.qk_rope_head_dim, small.v_head_dim = HEAD_DIM, HEAD_DIM // 2, HEAD_DIM
+    small.head_dim, small.qk_head_dim = HEAD_DIM // 2, HEAD_DIM + HEAD_DIM // 2
 
 
 def without_dropout(model_config: Any) -> Any:

@@ -110,7 +110,8 @@ class ProcessGroupManager:
     def axis(self, name: str) -> AxisGroup:
         """The group of an axis or combination: dp, pp, cp, tp, ep, expert_dp, expert_tp, dp_cp, tp_cp, model;
         zero_shard and zero_replica (dp x cp ranks that share one copy of sharded state, and the copies); embedding
-        (first and last stage only)."""
+        (first and last stage only); of a model with experts also expert_shard and expert_replica, the like of
+        zero_shard and zero_replica."""
         return self._axes[name]
 
     @property
@@ -161,6 +162,15 @@ class ProcessGroupManager:
             mine = parent.rank // size * size
             members = parent.ranks[mine : mine + size]
             self._axes[name] = AxisGroup(axis, self._group(name, members), parent.rank - mine, members, self.recorder)
+        return self._axes[name]
+
+    def across_axis(self, name: str, axis: str, size: int) -> AxisGroup:
+        """The ranks at the same place of each run that `split_axis` makes. The same rules hold."""
+        if name not in self._axes:
+            parent = self.axis(axis)
+            members = parent.ranks[parent.rank % size :: size]
+            place = parent.rank // size
+            self._axes[name] = AxisGroup(axis, self._group(name, members), place, members, self.recorder)
         return self._axes[name]
 
     def close(self) -> None:

@@ -54,10 +54,9 @@ class SafetensorsWeights:
         shape = tuple(tensor.get_shape())
         if shape != piece.shape:
             raise InputError(f"{self._folder}: {name} is {list(shape)}, the plan's model has {list(piece.shape)}")
-        if piece.dim is None:
+        if piece.local_shape == shape:
             return tensor[:]
-        ranges = tuple(slice(piece.start, piece.stop) if d == piece.dim else slice(0, n) for d, n in enumerate(shape))
-        return tensor[ranges]
+        return tensor[tuple(slice(start, stop) for start, stop in piece.bounds)]
 
     def _stored_name(self, name: str) -> str:
         for ours, theirs in PREFIXES:

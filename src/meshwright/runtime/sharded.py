@@ -3,7 +3,8 @@
     ZeRO-1  weights gathered once per step, gradients reduce-scattered in the last backward pass only
     ZeRO-2  weights gathered once per step, gradients reduce-scattered in every backward pass
     ZeRO-3  weights gathered before and freed after every forward and backward pass
-Each decoder layer is one unit; embedding, final norm and head of a chunk are another.
+Each decoder layer is one unit, its routed experts one of their own over their own replicas; embedding, final norm and
+head of a chunk are another.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from meshwright.ledger import Collective
 from meshwright.runtime.collectives import tensor_bytes
+from meshwright.runtime.expert_parallel import ExpertParallelMoE
 from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.state import LocalParameter, local_tensor
@@ -55,7 +57,8 @@ class RecordedAllGather(AllGather):
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
-        self._axis.record(Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor))
+        if self._axis.size > 1:
+            self._axis.record(Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor))
         with self._axis.waiting():
             work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
         return None if work is None else TimedWork(work, self._axis)
@@ -80,7 +83,8 @@ class RecordedReduceScatter(ReduceScatter):
         op: dist.ReduceOp | dist.ReduceOp.RedOpType,
         async_op: bool = False,
     ) -> dist.Work | None:
-        self._axis.record(Collective.REDUCE_SCATTER, f"{self._unit} gradients", tensor_bytes(input_tensor))
+        if self._axis.size > 1:
+            self._axis.record(Collective.REDUCE_SCATTER, f"{self._unit} gradients", tensor_bytes(input_tensor))
         if self._replicas.size > 1:
             subject = f"{self._unit} gradient shards"
             self._replicas.record(Collective.ALL_REDUCE, subject, tensor_bytes(output_tensor))
@@ -101,19 +105,57 @@ def shard_mesh(groups: ProcessGroupManager) -> DeviceMesh:
     return groups.mesh["zero_shard"]
 
 
+def expert_mesh(groups: ProcessGroupManager) -> DeviceMesh:
+    """The same for routed experts, whose replicas are the expert_dp ranks."""
+    shard, replica = groups.axis("expert_shard"), groups.axis("expert_replica")
+    ranks = torch.tensor(groups.axis("expert_dp").ranks).view(replica.size, shard.size)
+    names = ("expert_replica", "expert_shard")
+    mesh = DeviceMesh.from_group([replica.group, shard.group], groups.device.type, mesh=ranks, mesh_dim_names=names)
+    return mesh if replica.size > 1 else mesh["expert_shard"]
+
+
+def shard_dim(local_shape: Sequence[int], shards: int, of_experts: bool) -> int:
+    """The dim that FSDP2 cuts: the first. Experts, and tensors with fewer rows than ranks (a shared expert's gate), are
+    cut along the next that divides evenly if the first does not: padding would travel."""
+    if not local_shape or local_shape[0] % shards == 0 or (local_shape[0] >= shards and not of_experts):
+        return 0
+    return next((dim for dim, length in enumerate(local_shape) if length % shards == 0), 0)
+
+
 def shard_chunk(module: StageModule, groups: ProcessGroupManager, zero: int, compute: torch.dtype | None) -> None:
     """Apply FSDP2 to a chunk in place. `compute`: dtype of gathered weights (None: as stored)."""
     mesh = shard_mesh(groups)
     precise = None if compute is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=precise, cast_forward_inputs=False)
     reshard = zero >= 3
-    for layer in module.layers.values():
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    shards, replicas = groups.axis("zero_shard"), groups.axis("zero_replica")
+
+    def shard(part: nn.Module, over: DeviceMesh, ways: int, of_experts: bool = False) -> None:
+        fully_shard(
+            part,
+            mesh=over,
+            mp_policy=policy,
+            reshard_after_forward=reshard,
+            shard_placement_fn=lambda p: Shard(shard_dim(local_tensor(p).shape, ways, of_experts)),
+        )
+
+    mixtures = [part for part in module.modules() if isinstance(part, ExpertParallelMoE)]
+    if mixtures:
+        of_experts = expert_mesh(groups)
+        for part in mixtures:
+            shard(part, of_experts, groups.axis("expert_shard").size, of_experts=True)
+    for part in (*module.layers.values(), module):
+        shard(part, mesh, groups.axis("zero_shard").size)
+    _record(module, groups)
+
+
+def _record(module: StageModule, groups: ProcessGroupManager) -> None:
+    """FSDP2's collectives of every unit go through recorded ones."""
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
-            name = "ends" if unit is module else "layer"
+            of_experts = isinstance(unit, ExpertParallelMoE)
+            name = "expert" if of_experts else "ends" if unit is module else "layer"
+            kind = "expert" if of_experts else "zero"
+            shards, replicas = groups.axis(f"{kind}_shard"), groups.axis(f"{kind}_replica")
             unit.set_custom_all_gather(RecordedAllGather(shards, name))
             unit.set_custom_reduce_scatter(RecordedReduceScatter(shards, replicas, name))
 

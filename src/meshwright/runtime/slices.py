@@ -26,7 +26,8 @@ class TensorSlice:
 
     `dim` None: the whole tensor. `copy` and `copies`: this is copy number `copy` of `copies` equal ones over tp.
     `length` is the sum of the slices of all tp ranks along `dim`: that of one block of a fused tensor, and more than
-    the tensor has where slices are held in copies.
+    the tensor has where slices are held in copies. `experts`: of stacked expert weights only these along dim 0.
+    `on_tp_mesh` False: not placed on the tp mesh as a DTensor, though it is a part (experts, loose vectors).
     """
 
     name: str
@@ -38,16 +39,29 @@ class TensorSlice:
     copy: int = 0
     copies: int = 1
     gradient_sum: GradientSum = GradientSum.NONE
+    experts: tuple[int, int] | None = None
+    on_tp_mesh: bool = True
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """Start and stop along every dim."""
+        found = [(0, length) for length in self.shape]
+        if self.experts is not None:
+            found[0] = self.experts
+        if self.dim is not None:
+            found[self.dim] = (self.start, self.stop)
+        return tuple(found)
 
     @property
     def local_shape(self) -> tuple[int, ...]:
-        if self.dim is None:
-            return self.shape
-        return (*self.shape[: self.dim], self.stop - self.start, *self.shape[self.dim + 1 :])
+        return tuple(stop - start for start, stop in self.bounds)
 
     def of(self, full: Tensor) -> Tensor:
         """The slice as a view of the whole tensor."""
-        return full if self.dim is None else full.narrow(self.dim, self.start, self.stop - self.start)
+        for dim, (start, stop) in enumerate(self.bounds):
+            if stop - start != self.shape[dim]:
+                full = full.narrow(dim, start, stop - start)
+        return full
 
 
 def chunk_bounds(length: int, rank: int, size: int) -> tuple[int, int]:

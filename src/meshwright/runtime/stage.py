@@ -19,6 +19,7 @@ from meshwright.layout.config import Recompute
 from meshwright.runtime import dropout
 from meshwright.runtime.context_parallel import ContextShard
 from meshwright.runtime.dropout import DropoutState
+from meshwright.runtime.expert_parallel import ExpertParallelMoE
 from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
 from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
@@ -74,7 +75,7 @@ class StageModule(nn.Module):
         if plan.last:
             self._take_head(whole, splitter)
         for part in self.modules():
-            if isinstance(part, ColumnParallelLinear | RowParallelLinear):
+            if isinstance(part, ColumnParallelLinear | RowParallelLinear | ExpertParallelMoE):
                 part.split = self.split
 
     @property
@@ -234,6 +235,6 @@ def build_stage(
     slices = parameter_slices(module, splitter)
     materialize(module, slices, source, options.dtype, options.device, tp_mesh)
     for part in module.modules():
-        if any(buffer.is_meta for buffer in part.buffers(recurse=False)):
+        if any(buffer.is_meta for buffer in part.buffers(recurse=False)):  # of modules without parameters
             draw_buffers(part, whole, options.device)
     return Stage(module, slices)

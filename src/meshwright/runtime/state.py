@@ -18,9 +18,9 @@ from meshwright.runtime.slices import GradientSum, TensorSlice
 
 @dataclass
 class LocalParameter:
-    """One parameter of one chunk. `unit` is 'layer', or 'ends' for embedding, final norm and head.
+    """One parameter of one chunk. `unit` is 'layer', 'expert' (routed), or 'ends' for embedding, final norm and head.
 
-    `rows`: the part of the tp-local slice along dim 0 that FSDP leaves on this rank. `master` is what the optimizer
+    `rows`: the part of the local slice along `shard_dim` that FSDP leaves on this rank. `master` is what the optimizer
     steps (aliases the live weight unless that is narrower than fp32). `gradient` is set by data parallelism at the end
     of backward. `tied` marks copies that several chunks hold.
     """
@@ -34,6 +34,7 @@ class LocalParameter:
     master: Tensor
     tied: bool = False
     gradient: Tensor | None = None
+    shard_dim: int = 0
 
     @property
     def local(self) -> Tensor:
@@ -52,11 +53,9 @@ class LocalParameter:
     @property
     def offsets(self) -> tuple[int, ...]:
         """Where this rank's part begins in the whole tensor of the Hugging Face model."""
-        offsets = [0] * len(self.slice.shape)
-        if self.slice.dim is not None:
-            offsets[self.slice.dim] = self.slice.start
+        offsets = [start for start, _ in self.slice.bounds]
         if offsets:
-            offsets[0] += self.rows[0]
+            offsets[self.shard_dim] += self.rows[0]
         return tuple(offsets)
 
     @property
@@ -67,7 +66,7 @@ class LocalParameter:
         """This rank's part of the whole tensor of the Hugging Face model."""
         start, stop = self.rows
         piece = self.slice.of(full)
-        return piece.narrow(0, start, stop - start) if piece.dim() else piece
+        return piece.narrow(self.shard_dim, start, stop - start) if piece.dim() else piece
 
     def write_back(self) -> None:
         """Copy the stepped master into the live weight where they are not one tensor."""

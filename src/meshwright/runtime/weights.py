@@ -35,6 +35,7 @@ def seed_of(*parts: object) -> int:
 
 def meta_model(config: Any, attention: str = "sdpa") -> nn.Module:
     """The causal language model of a transformers config, without storage."""
+    attention = family_of(config).attention_function or attention
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     return model.train()
@@ -69,7 +70,8 @@ class SeededWeights:
         if unit != self._unit:
             module = copy.deepcopy(self._model.get_submodule(unit))
             draw(module, unit, self._model, self._seed)
-            self._tensors = {f"{unit}.{name}": tensor.detach() for name, tensor in module.named_parameters()}
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            self._tensors = {f"{unit}.{name}": tensor.detach() for name, tensor in tensors}
             self._unit = unit
         return piece.of(self._tensors[piece.name])
 
@@ -80,8 +82,11 @@ class SeededWeights:
 
 
 def reference_model(config: Any, seed: int, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
-    """The whole model in one process, with the weights that every layout of this seed has."""
+    """The whole model in one process, with the weights that every layout of this seed has. Experts run one by one, as
+    their classes define them: transformers' grouped product takes no float64."""
     model = meta_model(config, attention)
+    own: Any = model.config
+    own._experts_implementation = "eager"
     draw(model, "", model, seed)
     model.tie_weights()  # pyright: ignore[reportCallIssue]
     for parameter in model.parameters():
@@ -103,20 +108,31 @@ def materialize(
     device: torch.device,
     tp_mesh: DeviceMesh | None,
 ) -> None:
-    """Fill every meta parameter of a split stage with its slice; split ones become DTensors on the tp mesh."""
+    """Fill every meta parameter of a split stage with its slice, and every buffer that is saved with the model. Split
+    parameters become DTensors on the tp mesh."""
     filled: dict[int, nn.Parameter] = {}
     for name, parameter in list(stage.named_parameters(remove_duplicate=False)):
         owner_name, _, tensor_name = name.rpartition(".")
         if id(parameter) not in filled:
             filled[id(parameter)] = _filled(slices[name], source, dtype, device, tp_mesh)
         stage.get_submodule(owner_name).register_parameter(tensor_name, filled[id(parameter)])
+    for name, buffer in saved_buffers(stage).items():
+        owner_name, _, tensor_name = name.rpartition(".")
+        whole = source.read(TensorSlice(name, tuple(buffer.shape))).to(device=device, dtype=buffer.dtype, copy=True)
+        stage.get_submodule(owner_name).register_buffer(tensor_name, whole)
+
+
+def saved_buffers(stage: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are part of the model's state (corrections of a router), by name."""
+    kept = stage.state_dict().keys()
+    return {name: buffer for name, buffer in stage.named_buffers() if name in kept}
 
 
 def _filled(
     piece: TensorSlice, source: WeightSource, dtype: torch.dtype, device: torch.device, tp_mesh: DeviceMesh | None
 ) -> nn.Parameter:
     local = source.read(piece).to(device=device, dtype=dtype, copy=True).contiguous()
-    if tp_mesh is None or piece.dim is None:
+    if tp_mesh is None or piece.dim is None or not piece.on_tp_mesh:
         return nn.Parameter(local)
     shape = torch.Size((*piece.shape[: piece.dim], piece.length, *piece.shape[piece.dim + 1 :]))
     stride = torch.empty(shape, device="meta").stride()

@@ -31,14 +31,19 @@ class TensorParallelRegion:
     sequence_parallel: bool = False
 
     def enter(self, tensor: Tensor, what: str = LAYER_INPUT) -> Tensor:
-        """Forward: copy, or all-gather of the sequence. Backward: all-reduce, or reduce-scatter."""
+        """Forward: copy, or all-gather of the sequence. Backward: all-reduce, or reduce-scatter. Tokens [n, h] without
+        a batch are one sequence: what is entered by token needs no other order."""
         if self.sequence_parallel:
+            if tensor.dim() == 2:
+                return gather_sequence_from_axis(tensor.unsqueeze(0), self.axis, what).squeeze(0)
             return gather_sequence_from_axis(tensor, self.axis, what)
         return copy_to_axis(tensor, self.axis, what)
 
     def leave(self, partial: Tensor, what: str = LAYER_OUTPUT) -> Tensor:
         """Forward: all-reduce, or reduce-scatter of the sequence. Backward: identity, or all-gather."""
         if self.sequence_parallel:
+            if partial.dim() == 2:
+                return reduce_scatter_sequence_to_axis(partial.unsqueeze(0), self.axis, what).squeeze(0)
             return reduce_scatter_sequence_to_axis(partial, self.axis, what)
         return reduce_from_axis(partial, self.axis, what)
 
