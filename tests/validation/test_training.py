@@ -222,7 +222,8 @@ def test_a_row_that_says_too_little_is_skipped_with_the_reason(changes: dict[str
 def test_memory_is_compared_as_the_row_counts_it(tmp_path: Path) -> None:
     rows = [
         row(id="fullest"),
-        row(id="first", mem_kind="torch max memory on rank 0, printed GB"),
+        row(id="first", mem_kind="torch max_memory_allocated on rank 0"),
+        row(id="unclear", mem_kind="torch max memory on rank 0, printed GB"),
         row(id="last", mem_kind="torch max_memory_allocated on the LAST rank"),
         row(id="reserved", mem_kind="torch max_memory_reserved, max over ranks"),
         row(id="device", mem_kind="nvidia-smi max"),
@@ -232,6 +233,7 @@ def test_memory_is_compared_as_the_row_counts_it(tmp_path: Path) -> None:
     assert gib["first"] != gib["last"]
     reserved = case().cluster.reserved_bytes / 2**30
     assert gib["reserved"] >= gib["fullest"]
+    assert gib["first"] < gib["unclear"] <= gib["reserved"]
     assert gib["device"] == pytest.approx(gib["reserved"] + reserved)
 
 

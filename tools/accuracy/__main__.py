@@ -1,4 +1,5 @@
-"""`python -m tools.accuracy FOLDER`: docs/accuracy.md and its plots from the measurements in FOLDER.
+"""`python -m tools.accuracy FOLDER`: docs/accuracy.md and its plots from the measurements in FOLDER, and the
+spread that the cost model reports with every estimate (src/meshwright/cost/data/spread.toml).
 
 Cross-validation and other tools' answers are kept in build/accuracy: a second run takes seconds unless the model, its
 constants or the rows have changed.
@@ -14,9 +15,11 @@ from time import perf_counter
 from tools.accuracy.evidence import gather
 from tools.accuracy.goals import goals
 from tools.accuracy.page import page, plots
+from tools.accuracy.spread import spread_toml
 from tools.accuracy.store import ROOT, replace_text
 
 PAGE = ROOT / "docs/accuracy.md"
+SPREAD = ROOT / "src/meshwright/cost/data/spread.toml"
 RESIDUALS = Path(__file__).with_name("residuals.md")
 SERVING_SECONDS = 1800.0
 
@@ -35,6 +38,8 @@ def main() -> None:
     evidence = gather(chosen.folder, chosen.serving_seconds, say)
     for name, picture in plots(evidence).items():
         replace_text(PAGE.parent / "accuracy" / name, picture)
+    memory = [row for row in evidence.report.scored if row.memory is not None]
+    replace_text(SPREAD, spread_toml(evidence.training, memory))
     replace_text(PAGE, page(evidence, RESIDUALS.read_text(encoding="utf-8")))
     for goal in goals(evidence):
         print("  ".join(goal.cells()))

@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/accuracy"
+SAYS_NOTHING_OF_PREDICTIONS = ("spread.toml", "confidence.py")
 
 
 def kept(name: str, files: Iterable[Path], words: Iterable[str], work: Callable[[], Any]) -> Any:
@@ -41,5 +42,6 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sources(*folders: str) -> list[Path]:
-    """Code and data files of some folders of the project."""
-    return [p for f in folders for kind in ("*.py", "*.toml") for p in (ROOT / f).rglob(kind)]
+    """Code and data files of some folders of the project, but not the spread that is made from the results."""
+    found = [p for f in folders for kind in ("*.py", "*.toml") for p in (ROOT / f).rglob(kind)]
+    return [p for p in found if p.name not in SAYS_NOTHING_OF_PREDICTIONS]

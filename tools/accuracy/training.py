@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tools.accuracy.store import kept, sources
 from tools.calibrate.crossval import DAMPING, STEPS, folds
-from tools.calibrate.parameters import Constants, Parameter, current
+from tools.calibrate.parameters import Constants, Parameter, assumed, last_fit
 from tools.calibrate.problem import Case, FloatArray, Problem, groups
 from tools.calibrate.relevant import relevant
 from tools.calibrate.rows import Rows, load_rows
@@ -50,7 +50,7 @@ def predict(path: Path, say: Callable[[str], None]) -> Held:
     problem = Problem(groups(rows.cases), rows.measured_s, rows.weight)
     parameters = relevant(problem.groups)
     say(f"{len(rows)} training rows, {len(parameters)} constants")
-    prior = np.array([p.inward(current(p)) for p in parameters])
+    prior = assumed(parameters)
     whole = shipped(problem, parameters, say)
     names = sorted(set(rows.families))
     leaks = leak_groups(path)
@@ -96,7 +96,7 @@ def unseen(
 
 def shipped(problem: Problem, parameters: list[Parameter], say: Callable[[str], None]) -> Solution:
     """The constants as shipped, as a solution that folds can start from."""
-    free = np.array([p.inward(current(p, fitted=True)) for p in parameters])
+    free = last_fit(parameters)
     base = problem.residuals(Constants.of(parameters, free))
     say(f"shipped constants: median error {np.median(np.abs(np.exp(-base) - 1)):.3f}; slopes next")
     return Solution(free, base, jacobian(problem, parameters, free, base), np.zeros(len(free)))

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import numpy as np
 from tools.calibrate.crossval import folds, left_out
-from tools.calibrate.parameters import Parameter, current
+from tools.calibrate.parameters import Parameter, assumed, last_fit
 from tools.calibrate.problem import Problem, groups
 from tools.calibrate.relevant import relevant
 from tools.calibrate.rows import Rows, load_rows
@@ -46,8 +46,8 @@ def main() -> None:
     problem = Problem(groups(rows.cases), rows.measured_s, rows.weight)
     parameters = relevant(problem.groups)
     say(f"{len(rows)} rows in {len(problem.groups)} groups, {len(parameters)} constants")
-    prior = np.array([p.inward(current(p)) for p in parameters])
-    start = prior if chosen.fresh else np.array([p.inward(current(p, fitted=True)) for p in parameters])
+    prior = assumed(parameters)
+    start = prior if chosen.fresh else last_fit(parameters)
     solution = solve(problem, parameters, start, prior, rows.scale, chosen.iterations, say)
     _replace(FITTED, fitted_toml(parameters, solution, len(rows)))
     say(f"wrote {FITTED.relative_to(ROOT)}")

@@ -102,12 +102,13 @@ class Parameter:
     def label(self) -> str:
         return f"{self.kind}.{self.owner}.{self.field}"
 
-    def inward(self, value: float) -> float:
-        """From the constant to the free scale."""
+    def inward(self, value: float, margin: float = 0.03) -> float:
+        """From the constant to the free scale. A share keeps `margin` of its range from the bounds, where the scale is
+        so flat that a fit would not move: an assumed value is a place to start; a fitted one is taken as it is."""
         r = self.range
         if r.log:
             return float(np.log(min(max(value, r.low), r.high)))
-        share = min(max((value - r.low) / (r.high - r.low), 0.03), 0.97)
+        share = min(max((value - r.low) / (r.high - r.low), margin), 1 - margin)
         return float(np.log(share / (1 - share)))
 
     def outward(self, free: float) -> float:
@@ -116,6 +117,20 @@ class Parameter:
         if r.log:
             return float(np.clip(np.exp(free), r.low, r.high))
         return float(r.low + (r.high - r.low) / (1 + np.exp(-free)))
+
+
+AS_FITTED = 1e-6
+"""The margin of a value that a fit has found."""
+
+
+def last_fit(parameters: Sequence[Parameter]) -> FloatArray:
+    """The constants in force on the free scale."""
+    return np.array([p.inward(current(p, fitted=True), AS_FITTED) for p in parameters])
+
+
+def assumed(parameters: Sequence[Parameter]) -> FloatArray:
+    """The values before any fit: the priors."""
+    return np.array([p.inward(current(p)) for p in parameters])
 
 
 def current(parameter: Parameter, fitted: bool = False) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
+from meshwright.cost.confidence import Confidence
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import MemoryKind, TrafficEntry
 
@@ -91,6 +92,7 @@ class Estimate:
     traffic: dict[int, tuple[TrafficEntry, ...]]
     time: StepTime
     throughput: Throughput
+    confidence: Confidence
     efficiency: dict[str, float]  # factor lost to each of tp, cp, ep, pp, dp, recompute, kernels; product = mfu
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from meshwright.cost.blueprint import blueprint
 from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
+from meshwright.cost.confidence import confidence
 from meshwright.cost.device import device_for
 from meshwright.cost.device import network as network_constants
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
@@ -83,7 +84,8 @@ def estimates(
     if not configs:
         return ()
     candidates = Candidates.from_configs(configs)
-    priced = price(model, workload, machine_of(cluster, stack), candidates)
+    used = stack or default_stack()
+    priced = price(model, workload, machine_of(cluster, used), candidates)
     terms = training_traffic(model, workload, candidates, priced.stages, unit_keys(candidates))
     found: list[Estimate] = []
     for row, config in enumerate(configs):
@@ -91,13 +93,16 @@ def estimates(
         time = StepTime(parts, {axis: float(seconds[row]) for axis, seconds in priced.step.hidden_s.items()})
         rates = throughput(model, cluster, workload, config, time.step_s)
         here = _distinct_stages(priced.stages, row)
+        memory = _memory(priced, cluster, row)
+        peak = memory.peak.total_bytes
         found.append(
             Estimate(
                 config=config,
-                memory=_memory(priced, cluster, row),
+                memory=memory,
                 traffic={stage: ledger_entries(terms, row, role) for role, stage in here},
                 time=time,
                 throughput=rates,
+                confidence=confidence(model, cluster, workload, config, used, time.step_s, peak),
                 efficiency=efficiency(parts, rates.mfu),
             )
         )

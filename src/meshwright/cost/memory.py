@@ -206,7 +206,8 @@ def training_memory(
     live = live_memory(model, workload, candidates, stages, keys, stack)
     terms = held | live
     terms[MemoryKind.BUFFERS] = held[MemoryKind.BUFFERS] + live[MemoryKind.BUFFERS]
-    terms[MemoryKind.RESERVED] = cluster.reserved_bytes + stack.allocator_slack * reduce(np.add, terms.values())
+    kept_back = cluster.reserved_bytes + stack.workspace_bytes
+    terms[MemoryKind.RESERVED] = kept_back + stack.allocator_slack * reduce(np.add, terms.values())
     by_kind = {kind: np.broadcast_to(term, stages.index.shape) for kind, term in terms.items()}
     total = reduce(np.add, by_kind.values())
     role = total.argmax(axis=1)

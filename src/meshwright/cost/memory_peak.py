@@ -54,4 +54,5 @@ def peak_memory(
         here: FloatArray = held[stage][held_of] + live[stage][live_of]
         role[here > peak] = stage
         peak = np.maximum(peak, here)
-    return peak * (1.0 + stack.allocator_slack) + float(cluster.reserved_bytes), shapes.index[shape.inverse, role]
+    kept_back = float(cluster.reserved_bytes) + stack.workspace_bytes
+    return peak * (1.0 + stack.allocator_slack) + kept_back, shapes.index[shape.inverse, role]

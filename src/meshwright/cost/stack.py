@@ -79,6 +79,9 @@ class Stack:
     gathered_layers: float = 2.0  # ZeRO-3: layers whose weights are gathered at once (current and prefetched)
     gathered_gradient_bytes: float = 6.0  # ZeRO-3: per parameter of a layer: its gradient and the reduction's input
     allocator_slack: float = 0.03  # what the caching allocator reserves beyond what is allocated, as a share of it
+    workspace_bytes: float = (
+        0.0  # that libraries hold in the allocator whatever the job: product and attention workspaces
+    )
     pipeline_buffers: float = 2.0  # boundary activations held for sends and receives
     sources: dict[str, str] = field(default_factory=dict[str, str])
 

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from meshwright.cost.confidence import Source
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Memory, StepTime
 from meshwright.layout.config import HybridParallelConfig, Recompute
 from meshwright.ledger import MemoryKind, TrafficEntry
@@ -86,6 +87,7 @@ def estimate_report(estimate: Estimate, heading: str, links: Mapping[str, str] |
         time_bars(estimate.time),
         Text(),
         efficiency_line(estimate),
+        confidence_lines(estimate),
         Text(),
         traffic_table(estimate, links),
     )
@@ -140,6 +142,21 @@ def efficiency_line(estimate: Estimate) -> Text:
     kept = {name: value for name, value in estimate.efficiency.items() if f"{value:.3f}" != "1.000"}
     factors = " x ".join(f"{name} {value:.3f}" for name, value in kept.items())
     return Text(f"MFU {estimate.throughput.mfu:.3f} = {factors}")
+
+
+def range_line(estimate: Estimate) -> str:
+    """The range that four of five runs lie in."""
+    one = estimate.confidence
+    step = " to ".join(seconds(value) for value in one.step_s)
+    memory = " to ".join(gib(value) for value in one.memory_bytes)
+    return f"Range that four of five published runs lie in: step {step}, memory {memory} GiB."
+
+
+def confidence_lines(estimate: Estimate) -> Text:
+    """The range, and which inputs were measured, interpolated or assumed."""
+    named = {source: [i.name for i in estimate.confidence.inputs if i.source is source] for source in Source}
+    told = [f"{source.value}: {', '.join(names)}" for source, names in named.items() if names]
+    return Text(f"{range_line(estimate)}\n  inputs {'; '.join(told)}")
 
 
 def traffic_table(estimate: Estimate, links: Mapping[str, str] | None = None) -> RenderableType:

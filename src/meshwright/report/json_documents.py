@@ -73,6 +73,7 @@ def estimate_document(estimate: Estimate) -> Document:
             "hidden_s": plain(estimate.time.hidden_s),
         },
         "throughput": plain(estimate.throughput),
+        "confidence": plain(estimate.confidence),
         "efficiency": plain(estimate.efficiency),
     }
 

@@ -18,7 +18,7 @@ from meshwright.planner.changes import Change
 from meshwright.planner.explained import Explanation
 from meshwright.planner.search import FrontPoint, SearchResult
 from meshwright.planner.shortfall import Shortfall
-from meshwright.report.estimate_tables import table
+from meshwright.report.estimate_tables import confidence_lines, table
 from meshwright.report.numbers import gib, percent, seconds, whole
 from meshwright.report.plots import Series, plot
 
@@ -38,6 +38,8 @@ def search_report(heading: str, found: SearchResult, why: Explanation, plot: boo
         Text(search_line(found)),
         Text(),
         ranked_table(found.best, f"Best plans by {found.objective.value} (one per mesh)"),
+        Text(),
+        *([confidence_lines(found.best[0])] if found.best else []),
         Text(),
         Text("Why", style="bold"),
         reasons_list(sentences),

@@ -188,5 +188,6 @@ def memory_kind(row: Fields) -> MemoryReading:
     stage = -1 if "last rank" in words else 0 if "rank 0" in words or "rank0" in words else None
     if "nvidia-smi" in words:
         return MemoryReading(stage, MemoryBasis.DEVICE)
-    reserved = "reserved" in words or "torchtitan" in words  # torchtitan prints the allocator's reserved peak
+    # torchtitan prints the allocator's reserved peak; a 'max memory' that differs by half between equal jobs is one too
+    reserved = "reserved" in words or "torchtitan" in words or ("max memory" in words and "alloc" not in words)
     return MemoryReading(stage, MemoryBasis.RESERVED if reserved else MemoryBasis.ALLOCATED)
