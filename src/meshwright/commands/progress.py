@@ -20,12 +20,13 @@ def search_progress(what: str) -> Generator[Callable[[int, int], None]]:
     start = monotonic()
     columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"), TimeElapsedColumn())
     bar = Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    task = bar.add_task(what, total=None)
 
     def show(done: int, total: int) -> None:
         if monotonic() - start > PATIENCE_S:
-            bar.start()
-            bar.update(task, completed=done, total=total)
+            if not bar.tasks:
+                bar.add_task(what, total=total)
+                bar.start()
+            bar.update(bar.tasks[0].id, completed=done, total=total)
 
     try:
         yield show

@@ -152,6 +152,10 @@ def _compute_cause(winner: HybridParallelConfig, other: HybridParallelConfig, mo
         return f"tp={other.tp} cuts the products finer than tp={winner.tp}"
     if other.expert_tp > winner.expert_tp:
         return f"expert_tp={other.expert_tp} cuts the experts finer"
+    if other.pp > winner.pp:
+        return (
+            f"pp={other.pp} leaves fewer layers to a stage, and the one with the head weighs more than with {winner.pp}"
+        )
     return _changed("pp", winner.pp, other.pp)
 
 

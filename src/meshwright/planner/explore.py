@@ -103,7 +103,10 @@ def explore(
     for block in _blocks(ordered.lean, chunk_rows):
         if bounds[block[0]] > tally.cutoff_s:
             break
-        fitting = block[_frames_that_fit(model, cluster, workload, ordered.lean.take(block), stack)]
+        lean = ordered.lean.take(block)
+        fit = _frames_that_fit(model, cluster, workload, lean, stack)
+        tally.priced += int(lean.counts[~fit].sum())
+        fitting = block[fit]
         for first, chunk in ordered.take(fitting).chunks(chunk_rows):
             if bounds[fitting[first]] > tally.cutoff_s:
                 break

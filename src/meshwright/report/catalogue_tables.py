@@ -8,7 +8,7 @@ from rich.table import Table
 
 from meshwright.hardware import Cluster
 from meshwright.models import ModelSpec, MoeMlp, active_parameters
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import table
 from meshwright.report.numbers import billions, gib
 
 GIGA, TERA = 1e9, 1e12
@@ -18,7 +18,7 @@ def clusters_table(clusters: Iterable[Cluster]) -> Table:
     """One line per cluster in its default size."""
     made = table(
         "Clusters (sizes with --nodes, --gpus, --gpus-per-node)", "name", "accelerator", "GiB", "reserved",
-        "bf16 TFLOP/s", "HBM GB/s", "GPUs/node", "fast domain", "fast link GB/s", "network GB/s", left=2,
+        "bf16 TFLOP/s", "HBM GB/s", "GPUs/node", "fast domain", "fast link GB/s", "network GB/s", left=2, expendable=("reserved", "GPUs/node", "HBM GB/s"),
     )  # fmt: skip
     for cluster in clusters:
         device = cluster.accelerator
@@ -42,7 +42,7 @@ def models_table(models: Sequence[ModelSpec]) -> Table:
     """One line per model."""
     made = table(
         f"{len(models)} models", "name", "family", "parameters", "active", "layers", "hidden", "vocabulary", "experts",
-        "context", left=2,
+        "context", left=2, expendable=("vocabulary", "hidden", "family"),
     )  # fmt: skip
     for model in models:
         experts = routed_experts(model)

@@ -5,19 +5,23 @@ In: an `Estimate`. Out: rich renderables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from meshwright.cost.confidence import Source
-from meshwright.cost.estimate import TIME_PARTS, Estimate, Memory, StepTime
+from meshwright.cost.estimate import TIME_PARTS, Estimate, Memory, StageMemory, StepTime
 from meshwright.layout.config import HybridParallelConfig, Recompute
 from meshwright.ledger import MemoryKind, TrafficEntry
+from meshwright.report.fitted_table import Drawing, table
 from meshwright.report.numbers import gib, percent, seconds, size, whole
 from meshwright.report.plots import bars
+
+MOST_BAR, BESIDE_BAR = 40, 50
+"""Columns of the longest bar; of what stands beside it (the longest name, seconds, percent)."""
+MOST_STAGE_COLUMNS = 6
 
 PART_NAMES: Mapping[str, str] = {
     "forward": "forward pass",
@@ -32,16 +36,6 @@ PART_NAMES: Mapping[str, str] = {
     "optimizer": "optimizer step",
     "host": "host and launch overhead",
 }
-
-
-def table(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table in the one style of meshwright; the first `left` columns are text, the others numbers."""
-    made = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
-    for number, name in enumerate(columns):
-        made.add_column(name, justify="left" if number < left else "right", no_wrap=number >= left)
-    return made
 
 
 def config_line(config: HybridParallelConfig) -> str:
@@ -113,28 +107,54 @@ def verdict(estimate: Estimate) -> Text:
 
 
 def memory_table(memory: Memory) -> Table:
-    """GiB per rank by kind (rows) and stage (columns); stages with equal contents appear once."""
-    peak = memory.peak.stage
-    names = [f"stage {stage.stage}" + (" (peak)" if stage.stage == peak else "") for stage in memory.stages]
-    made = table("Memory of one rank, GiB", "kind", *names)
-    for kind in MemoryKind:
-        values = [stage.bytes_by_kind.get(kind, 0) for stage in memory.stages]
-        if any(values):
-            made.add_row(kind.value.replace("_", " "), *(gib(value) for value in values))
+    """GiB per rank by kind and stage: a column per stage, of a long pipeline a row per stage."""
+    kinds = [kind for kind in MemoryKind if any(stage.bytes_by_kind.get(kind, 0) for stage in memory.stages)]
+    if len(memory.stages) > MOST_STAGE_COLUMNS:
+        return _memory_by_rows(memory, kinds)
+    made = table(
+        f"Memory of one rank, GiB{_not_shown(memory)}", "kind", *(_stage_name(memory, stage) for stage in memory.stages)
+    )
+    for kind in kinds:
+        made.add_row(_words(kind), *(gib(stage.bytes_by_kind.get(kind, 0)) for stage in memory.stages))
     made.add_section()
     made.add_row("total", *(gib(stage.total_bytes) for stage in memory.stages), style="bold")
     made.add_row("of the device", *(gib(memory.capacity_bytes) for _ in memory.stages))
     return made
 
 
-def time_bars(time: StepTime) -> Text:
+def _memory_by_rows(memory: Memory, kinds: Sequence[MemoryKind]) -> Table:
+    """One row per stage."""
+    title = f"Memory of one rank, GiB of {gib(memory.capacity_bytes)}{_not_shown(memory)}"
+    made = table(title, "stage", *map(_words, kinds), "total", expendable=("temporaries", "buffers", "reserved"))
+    for stage in memory.stages:
+        values = (gib(stage.bytes_by_kind.get(kind, 0)) for kind in kinds)
+        fullest = stage.stage == memory.peak.stage
+        made.add_row(_stage_name(memory, stage), *values, gib(stage.total_bytes), style="bold" if fullest else "")
+    return made
+
+
+def _not_shown(memory: Memory) -> str:
+    """A word on the stages between those listed: an estimate keeps the fullest of those that hold the same layers."""
+    numbers = [stage.stage for stage in memory.stages]
+    return " (stages between these need no more)" if numbers[-1] - numbers[0] >= len(numbers) else ""
+
+
+def _stage_name(memory: Memory, stage: StageMemory) -> str:
+    return f"stage {stage.stage}" + (" (peak)" if stage.stage == memory.peak.stage else "")
+
+
+def _words(kind: MemoryKind) -> str:
+    return kind.value.replace("_", " ")
+
+
+def time_bars(time: StepTime) -> RenderableType:
     """A bar per part that takes time; the parts sum to the step."""
     step = time.step_s
     parts = [(PART_NAMES[name], time.parts_s.get(name, 0.0)) for name in TIME_PARTS]
     shown = [(name, value, f"{seconds(value):>9}  {percent(value / step):>7}") for name, value in parts if value > 0]
     hidden = ", ".join(f"{axis} {seconds(value)}" for axis, value in time.hidden_s.items() if value > 0)
     below = f"\nhidden behind compute: {hidden}" if hidden else ""
-    return Text(bars(shown) + below)
+    return Drawing(lambda width: bars(shown, max(4, min(MOST_BAR, width - BESIDE_BAR))) + below)
 
 
 def efficiency_line(estimate: Estimate) -> Text:

@@ -17,7 +17,7 @@ from meshwright.layout.communication import AxisPattern, communication_patterns
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.draw import rank_map
 from meshwright.layout.grid import RankLayout
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import table
 from meshwright.report.json_documents import config_document, plain
 from meshwright.report.numbers import size, whole
 

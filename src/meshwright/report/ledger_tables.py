@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from meshwright.ledger import TrafficEntry
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import table
 from meshwright.report.numbers import size, whole
 
 Line = tuple[str, str, str, str, int]
@@ -49,8 +49,21 @@ def compare_ledgers(
 
 def ledger_table(lines: Sequence[LedgerLine]) -> Table:
     """Axis by axis; bytes in full, because they agree to the byte."""
-    made = table("", "axis", "stage", "phase", "collective", "what", "ranks", "calls", "bytes", "", "predicted", left=5)
-    made.columns[9].justify = "left"
+    made = table(
+        "",
+        "axis",
+        "stage",
+        "phase",
+        "collective",
+        "what",
+        "ranks",
+        "calls",
+        "bytes",
+        "",
+        "predicted",
+        left=5,
+        text=("predicted",),
+    )
     for line in lines:
         axis, phase, collective, what, ranks = line.line
         calls, total = line.recorded

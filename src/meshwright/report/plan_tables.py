@@ -18,13 +18,15 @@ from meshwright.planner.changes import Change
 from meshwright.planner.explained import Explanation
 from meshwright.planner.search import FrontPoint, SearchResult
 from meshwright.planner.shortfall import Shortfall
-from meshwright.report.estimate_tables import confidence_lines, table
+from meshwright.report.estimate_tables import confidence_lines
+from meshwright.report.fitted_table import Drawing, table
 from meshwright.report.numbers import gib, percent, seconds, whole
 from meshwright.report.plots import Series, plot
 
 Point = TypeVar("Point")
 MOST_CHANGES = 3
 LEAST_GAIN = 0.001
+MOST_PLOT, PLOT_MARGIN = 72, 8
 SPLIT_COLUMNS = ("dp", "pp", "cp", "tp", "ep")
 SCHEDULES = {"interleaved-1f1b": "1f1b-i"}
 """Shorter names where a column must stay narrow."""
@@ -51,7 +53,7 @@ def search_report(heading: str, found: SearchResult, why: Explanation, plot: boo
         Text("\n".join(f"  {change.sentence}" for change in worth_telling(why.changes))),
         Text(),
         front_table(found.pareto),
-        *([Text(front_plot(found.pareto))] if plot else []),
+        *([Drawing(lambda width: front_plot(found.pareto, min(MOST_PLOT, width - PLOT_MARGIN)))] if plot else []),
         *(Text(f"Note: {note}", style="dim") for note in found.notes),
     ]
     return Group(*parts)
@@ -105,7 +107,8 @@ def ranked_table(plans: Sequence[Estimate], title: str) -> Table:
     """One line per plan, best first. Axes that no plan uses have no column."""
     axes = [axis for axis in SPLIT_COLUMNS if axis in ("dp", "pp", "tp") or any(_size(p, axis) > 1 for p in plans)]
     how = ("schedule", "micro", "ZeRO", "recompute", "sp")
-    made = table(title, "#", *axes, *how, "GiB", "step", "tok/s/GPU", "TFLOP/s", "MFU")
+    figures = ("GiB", "step", "tok/s/GPU", "TFLOP/s", "MFU")
+    made = table(title, "#", *axes, *how, *figures, expendable=("TFLOP/s", "sp", "step"))
     for number, plan in enumerate(plans, start=1):
         made.add_row(
             str(number),

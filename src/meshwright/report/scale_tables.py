@@ -15,10 +15,10 @@ from meshwright.cost.workload import Workload
 from meshwright.hardware import Cluster
 from meshwright.models import ModelSpec
 from meshwright.planner.scale import Scaling, ScalingPoint
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import Drawing, table
 from meshwright.report.json_documents import estimate_document
 from meshwright.report.numbers import gib, percent, whole
-from meshwright.report.plan_tables import short_config
+from meshwright.report.plan_tables import MOST_PLOT, PLOT_MARGIN, short_config
 from meshwright.report.plots import Series, plot
 
 FACTORS = ("tp", "pp", "dp", "cp", "ep")
@@ -32,7 +32,11 @@ def scaling_report(scaling: Scaling, model: ModelSpec, cluster: Cluster, workloa
     heading = f"{model.name} on {cluster.name}, {kind}, seq {workload.seq}"
     if scaling.base is None:
         return Group(Text(heading, style="bold"), Text("Nothing fits at any of these sizes.", style="bold red"))
-    return Group(Text(heading, style="bold"), scaling_table(scaling), Text(scaling_plot(scaling)))
+    return Group(
+        Text(heading, style="bold"),
+        scaling_table(scaling),
+        Drawing(lambda width: scaling_plot(scaling, min(MOST_PLOT, width - PLOT_MARGIN))),
+    )
 
 
 def scaling_table(scaling: Scaling) -> Table:
@@ -40,9 +44,9 @@ def scaling_table(scaling: Scaling) -> Table:
     recompute is the MFU); `efficiency`: speed per GPU against the first count that fits."""
     factors = [f for f in FACTORS if any(p.factors.get(f, 1.0) < LOSSLESS for p in scaling.points)]
     made = table(
-        "", "GPUs", "batch", "best plan", "GiB", "tok/s/GPU", "speed-up", "efficiency", "MFU", *factors, left=0
-    )
-    made.columns[2].justify = "left"
+        "", "GPUs", "batch", "best plan", "GiB", "tok/s/GPU", "speed-up", "efficiency", "MFU", *factors, left=0,
+        text=("best plan",), expendable=("batch", "speed-up", "cp"),
+    )  # fmt: skip
     for point in scaling.points:
         made.add_row(whole(point.gpus), whole(point.global_batch), *_point_cells(point, factors))
     return made
@@ -63,13 +67,13 @@ def _point_cells(point: ScalingPoint, factors: list[str]) -> list[str]:
     ]
 
 
-def scaling_plot(scaling: Scaling) -> str:
+def scaling_plot(scaling: Scaling, width: int = MOST_PLOT) -> str:
     """Efficiency against GPUs, and the factors of tp, pp and dp."""
     points = [p for p in scaling.points if p.estimate is not None]
     gpus = [float(p.gpus) for p in points]
     lines = [Series("efficiency", gpus, [100 * p.efficiency for p in points])]
     lines += [Series(f"{f} factor", gpus, [100 * p.factors.get(f, 1.0) for p in points]) for f in ("tp", "pp", "dp")]
-    return plot(lines, x_label="GPUs", y_label="%", log_x=True, y_from=0.0, ticks=gpus)
+    return plot(lines, x_label="GPUs", y_label="%", log_x=True, y_from=0.0, width=width, ticks=gpus)
 
 
 def scaling_document(scaling: Scaling, model: ModelSpec, cluster: Cluster, workload: Workload) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from meshwright.cost.workload import ServingWorkload
 from meshwright.hardware import Cluster
 from meshwright.models import ModelSpec
 from meshwright.planner.serving import ServingPoint, ServingResult
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import table
 from meshwright.report.json_documents import config_document, plain
 from meshwright.report.numbers import gib, percent, seconds, whole
 from meshwright.report.plan_tables import reasons_list, spread
@@ -55,7 +55,7 @@ def ranked_table(plans: Sequence[ServingEstimate], title: str) -> Table:
     """One line per split: GPUs of a replica, sequences in flight on each, latencies and rates."""
     experts = any(plan.config.ep > 1 for plan in plans)
     made = table(title, "#", "dp", "pp", "tp", *(("ep",) if experts else ()), "weights GiB", "sequences", "of at most",
-                 "first token", "per token", "tok/s/GPU", "tokens/s")  # fmt: skip
+                 "first token", "per token", "tok/s/GPU", "tokens/s", expendable=("tokens/s", "of at most"))  # fmt: skip
     for number, plan in enumerate(plans, start=1):
         config = plan.config
         made.add_row(

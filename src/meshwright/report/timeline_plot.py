@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import Drawing, table
 from meshwright.report.numbers import percent, seconds
 from meshwright.simulation import Span, StepTimeline, Stream
 
-WIDTH = 120
+WIDTH, MARGIN = 120, 12
 MOST_ROWS = 32
 """Of a longer pipeline the first and last stages are drawn."""
 LEGEND = "F forward   B backward   W weight gradients   d gradients and parameters   o optimizer   . idle"
@@ -25,7 +25,9 @@ def timeline_report(timeline: StepTimeline, width: int = WIDTH) -> RenderableTyp
     """The plot, and the table of exposed communication."""
     title = Text("Simulated step", style="bold")
     head = f"{seconds(timeline.step_s)}, of which {seconds(timeline.tail_s)} after the last stage has finished"
-    return Group(title, Text(head), Text(timeline_plot(timeline, width)), _exposed(timeline))
+    return Group(
+        title, Text(head), Drawing(lambda most: timeline_plot(timeline, min(width, most - MARGIN))), _exposed(timeline)
+    )
 
 
 def timeline_plot(timeline: StepTimeline, width: int = WIDTH) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshwright.report.estimate_tables import table
+from meshwright.report.fitted_table import table
 from meshwright.report.numbers import percent, whole
 from meshwright.validation import ValidationReport
 from meshwright.validation.metrics import ErrorMetrics, FitMetrics
