@@ -18,7 +18,8 @@ def clusters_table(clusters: Iterable[Cluster]) -> Table:
     """One line per cluster in its default size."""
     made = table(
         "Clusters (sizes with --nodes, --gpus, --gpus-per-node)", "name", "accelerator", "GiB", "reserved",
-        "bf16 TFLOP/s", "HBM GB/s", "GPUs/node", "fast domain", "fast link GB/s", "network GB/s", left=2, expendable=("reserved", "GPUs/node", "HBM GB/s"),
+        "bf16 TFLOP/s", "HBM GB/s", "GPUs/node", "fast domain", "fast link GB/s", "network GB/s", left=2,
+        expendable=("reserved", "GPUs/node", "HBM GB/s"),
     )  # fmt: skip
     for cluster in clusters:
         device = cluster.accelerator

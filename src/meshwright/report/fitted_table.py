@@ -1,6 +1,6 @@
 """Tables and drawings that fit the window they are printed in: from 80 columns on no figure is cut.
 
-In: columns and rows, or a function that draws into a given width. Out: rich renderables. A table too wide for the window
+In: columns and rows, or a function that draws into a given width. Out: rich renderables. A table too wide for its window
 first closes the gaps between its columns, then breaks headings and wraps words, and last leaves out columns that its
 maker named as expendable, saying so in a line below.
 """
@@ -97,7 +97,7 @@ class _Form:
         return name.replace(" ", "\n").replace("/GPU", "\n/GPU") if self.broken and column.no_wrap else name
 
     def caps(self, width: int) -> list[int] | None:
-        """The width of every column if this form fits into `width`, else None. The widest columns of words give first."""
+        """The width of every column if this form fits into `width`, else None. The widest words give first."""
         room = width - self.gap * (len(self.columns) - 1)
         natural = [max(_widths(column, self.heading(column), "\n")) for column in self.columns]
         least = [

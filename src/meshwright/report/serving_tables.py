@@ -55,7 +55,8 @@ def ranked_table(plans: Sequence[ServingEstimate], title: str) -> Table:
     """One line per split: GPUs of a replica, sequences in flight on each, latencies and rates."""
     experts = any(plan.config.ep > 1 for plan in plans)
     made = table(title, "#", "dp", "pp", "tp", *(("ep",) if experts else ()), "weights GiB", "sequences", "of at most",
-                 "first token", "per token", "tok/s/GPU", "tokens/s", expendable=("tokens/s", "of at most"))  # fmt: skip
+                 "first token", "per token", "tok/s/GPU", "tokens/s",
+                 expendable=("tokens/s", "of at most"))  # fmt: skip
     for number, plan in enumerate(plans, start=1):
         config = plan.config
         made.add_row(
