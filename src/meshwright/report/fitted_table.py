@@ -1,6 +1,6 @@
 """Tables and drawings that fit the window they are printed in: from 80 columns on no figure is cut.
 
-In: columns and rows, or a function that draws into a given width. Out: rich renderables. A table too wide for its window
+In: columns and rows, or a function that draws into a given width. Out: rich renderables. One too wide for its window
 first closes the gaps between its columns, then breaks headings and wraps words, and last leaves out columns that its
 maker named as expendable, saying so in a line below.
 """
