@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,11 @@ def test_help_names_every_command(meshwright: Callable[..., Any]) -> None:
         assert (done.code, done.err) == (0, "")
         for command in ("plan", "estimate", "layout", "scale", "validate", "models", "clusters"):
             assert command in done.out
+
+
+def test_the_version_is_that_of_the_package(meshwright: Callable[..., Any]) -> None:
+    done = meshwright("--version")
+    assert (done.code, done.out, done.err) == (0, f"meshwright {version('meshwright')}\n", "")
 
 
 def test_python_m_meshwright_is_the_command() -> None:

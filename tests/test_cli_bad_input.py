@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -270,6 +271,21 @@ def test_hostile_cluster_files_are_refused(meshwright: Callable[..., Any], kind:
     file = tmp_path / "cluster.toml"
     file.write_text(HOSTILE_CLUSTERS[kind])
     refused(meshwright(*ESTIMATE, "--cluster", file, "--gpus", "8", "--seq", "4096"))
+
+
+def test_a_cluster_file_of_very_deep_keys_is_refused_at_once(meshwright: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("a" + ".a" * 50_000 + " = 1\n")
+    assert "nested too deeply" in refused(meshwright(*ESTIMATE, "--cluster", file, "--gpus", "8", "--seq", "4096"))
+
+
+@pytest.mark.parametrize("option", ["-o", "--trace"])
+def test_a_device_is_never_replaced_by_a_file(meshwright: Callable[..., Any], option: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = meshwright(*ESTIMATE, *JOB, option, pipe)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"id": 1}' + "}" * 3, '{"tp": NaN,', "\x00"])

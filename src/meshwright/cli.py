@@ -23,7 +23,7 @@ def app() -> typer.Typer:
     """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
     import typer
 
-    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, train, validate
+    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, train, validate, version
 
     made = typer.Typer(
         name="meshwright",
@@ -32,6 +32,7 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    made.callback()(version.options)
     made.command("plan")(plan.plan)
     made.command("estimate")(estimate.estimate)
     made.command("layout")(layout.layout)
@@ -74,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     try:
         with command.make_context("meshwright", arguments) as context:
             code: object = command.invoke(context)
-    except typer.Exit as done:  # --help
+    except typer.Exit as done:  # --help, --version
         return done.exit_code
     except typer.TyperException as error:
         raise InputError(f"{error.format_message()} (see meshwright --help)") from None

@@ -21,6 +21,8 @@ from meshwright.errors import InputError, suggestion
 from meshwright.hardware.spec import Accelerator, Cluster, Link
 
 MAX_TOML_BYTES = 1 << 20
+MOST_DOTS = 1000
+"""Of one line: tomllib takes time with the square of the dots of a key."""
 SECTIONS = ("accelerators", "links", "clusters")
 
 Table = dict[str, Any]
@@ -81,7 +83,10 @@ def _read_toml(path: Path) -> Table:
             raise InputError(f"{path}: no such file")
         if path.stat().st_size > MAX_TOML_BYTES:
             raise InputError(f"{path}: larger than {MAX_TOML_BYTES >> 20} MiB, not a cluster file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise InputError(f"{path}: nested too deeply")
+        return tomllib.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:

@@ -124,6 +124,8 @@ class Plan(Section):
         target = Path(path)
         if not target.name or target.is_dir():
             raise InputError(f"{target}: is a folder; give the name of a file, like plan.yaml")
+        if target.exists() and not target.is_file():  # renaming over it would replace the device itself
+            raise InputError(f"{target}: is a device or pipe; give the name of a file, like plan.yaml")
         beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with beside.open("w", encoding="utf-8") as file:

@@ -49,6 +49,7 @@ class FittedTable(Table):
 
     def _forms(self) -> Iterator[_Form]:
         """Every way to draw this table, the roomiest first."""
+        close = _Form(tuple(self.columns), ())
         for dropped in range(len(self.expendable) + 1):
             out = self.expendable[:dropped]
             columns = [column for column in self.columns if str(column.header) not in out]

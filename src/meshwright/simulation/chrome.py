@@ -41,6 +41,8 @@ def chrome_trace(timeline: StepTimeline) -> dict[str, Any]:
 
 def write_trace(timeline: StepTimeline, path: Path) -> None:
     """Write the trace beside, flush to disk, rename."""
+    if path.exists() and not path.is_file():  # renaming over it would replace a device itself
+        raise InputError(f"cannot write {path}: it is no file; give the name of one, like trace.json")
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("w", encoding="utf-8") as file:
