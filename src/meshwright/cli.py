@@ -23,7 +23,19 @@ def app() -> typer.Typer:
     """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
     import typer
 
-    from meshwright.commands import catalogues, estimate, layout, parity, plan, scale, train, validate, version
+    from meshwright.commands import (
+        calibrate,
+        catalogues,
+        doctor,
+        estimate,
+        layout,
+        parity,
+        plan,
+        scale,
+        train,
+        validate,
+        version,
+    )
 
     made = typer.Typer(
         name="meshwright",
@@ -40,6 +52,8 @@ def app() -> typer.Typer:
     made.command("validate")(validate.validate)
     made.command("parity")(parity.parity)
     made.command("train")(train.train)
+    made.command("calibrate")(calibrate.calibrate)
+    made.add_typer(doctor.doctor)
     made.command("models")(catalogues.models)
     made.command("clusters")(catalogues.clusters)
     return made

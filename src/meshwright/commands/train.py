@@ -21,10 +21,13 @@ from meshwright.commands.options import Json
 from meshwright.commands.runtime_room import needs_runtime
 from meshwright.errors import InputError
 from meshwright.plan import Plan, TrainingRun, TrainingWorkload
+from meshwright.report.doctor_tables import comparison_table
+from meshwright.report.json_documents import dumps
 from meshwright.report.ledger_tables import LedgerLine, compare_ledgers, ledger_table
 from meshwright.report.numbers import size, whole
 
 if TYPE_CHECKING:
+    from meshwright.doctor.comparison import Comparison
     from meshwright.runtime.metrics import Peak
     from meshwright.runtime.trainer import RankOutcome, TrainingJob
 
@@ -105,7 +108,7 @@ def train(
     if outcomes is None:
         return 0
     lines = _ledger_lines(document, outcomes) if ledger else None
-    _show(outcomes, lines, folder, as_json)
+    _show(outcomes, lines, _comparison(document, folder), folder, as_json)
     disagrees = lines is not None and not all(line.agrees for line in lines)
     return 1 if disagrees or outcomes[0].diverged_at is not None else 0
 
@@ -206,10 +209,31 @@ def _ledger_lines(plan: Plan, outcomes: Sequence[RankOutcome]) -> list[LedgerLin
     return compare_ledgers([(o.stage, o.ledger) for o in outcomes], predicted)
 
 
-def _show(outcomes: Sequence[RankOutcome], lines: list[LedgerLine] | None, folder: Path, as_json: bool) -> None:
+def _comparison(plan: Plan, folder: Path) -> Comparison | None:
+    """Predicted beside measured, where the plan names the machine that it ran on; left in the folder too."""
+    if plan.cluster is None:
+        return None
+    from meshwright.doctor.comparison import COMPARISON_FILE, compare_run
+    from meshwright.doctor.oom import question_of
+    from meshwright.doctor.run_records import read_run
+    from meshwright.runtime.files import write_text
+
+    compared = compare_run(read_run(folder), question_of(plan, None, ours=True))
+    if compared is not None:
+        write_text(folder / COMPARISON_FILE, dumps(compared.document()) + "\n")
+    return compared
+
+
+def _show(
+    outcomes: Sequence[RankOutcome],
+    lines: list[LedgerLine] | None,
+    compared: Comparison | None,
+    folder: Path,
+    as_json: bool,
+) -> None:
     first = outcomes[0]
     if as_json:
-        output.show_json(train_document(outcomes, lines, folder))
+        output.show_json(train_document(outcomes, lines, folder, compared))
         return
     parts: list[RenderableType] = [Text(_losses(first)), Text(_summary(outcomes, folder))]
     if lines is not None:
@@ -217,10 +241,14 @@ def _show(outcomes: Sequence[RankOutcome], lines: list[LedgerLine] | None, folde
         verdict = "equal: calls and bytes, every axis, every rank" if not wrong else f"{wrong} lines DIFFER"
         text = f"what a rank of each stage sent in the last step; predicted and recorded are {verdict}"
         parts += [Text(""), ledger_table(lines), Text(text, style="" if not wrong else "bold red")]
+    if compared is not None:
+        parts += [Text(""), comparison_table(compared)]
     output.show(Group(*parts))
 
 
-def train_document(outcomes: Sequence[RankOutcome], lines: list[LedgerLine] | None, folder: Path) -> dict[str, Any]:
+def train_document(
+    outcomes: Sequence[RankOutcome], lines: list[LedgerLine] | None, folder: Path, compared: Comparison | None = None
+) -> dict[str, Any]:
     """The JSON of `meshwright train --json`."""
     first = outcomes[0]
     document: dict[str, Any] = {
@@ -233,6 +261,8 @@ def train_document(outcomes: Sequence[RankOutcome], lines: list[LedgerLine] | No
         "checkpoint": None if first.checkpoint is None else str(first.checkpoint),
         "out": str(folder),
     }
+    if compared is not None:
+        document["comparison"] = compared.document()
     if lines is not None:
         document["ledger"] = {
             "agrees": all(line.agrees for line in lines),

@@ -8,13 +8,14 @@ In: the architecture name of an Accelerator. Out: frozen `Device` and `Network`.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
 from meshwright.cost.collectives import Network
 from meshwright.cost.fitted import evidence, fitted_values
+from meshwright.errors import InputError, suggestion
 from meshwright.hardware.spec import Accelerator
 from meshwright.layout.config import Precision
 
@@ -77,6 +78,20 @@ def device_for(architecture: str, fitted: bool = True) -> Device:
         traits["tiles"] = tuple((int(m), int(n)) for m, n in traits["tiles"])
     sources = {**traits.pop("sources", {}), **(evidence("device", name) if fitted else {})}
     return Device(name=name, sources=sources, **{key: value for key, value in traits.items() if key != "name"})
+
+
+def device_of(accelerator: Accelerator) -> Device:
+    """The constants of an accelerator: its architecture's, under those measured on the device itself."""
+    device = device_for(accelerator.architecture)
+    if not accelerator.kernels:
+        return device
+    known = [f.name for f in fields(Device) if f.type == "float"]
+    for name in accelerator.kernels:
+        if name not in known:
+            hint = suggestion(name, known) or f"; known: {', '.join(known)}"
+            raise InputError(f"{accelerator.name}: unknown constant kernels.{name}{hint}")
+    measured: dict[str, Any] = dict(accelerator.kernels)
+    return replace(device, **measured)
 
 
 @cache

@@ -14,11 +14,12 @@ import numpy as np
 from meshwright.cost.blueprint import blueprint
 from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
 from meshwright.cost.confidence import confidence
-from meshwright.cost.device import device_for
+from meshwright.cost.device import device_of
 from meshwright.cost.device import network as network_constants
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
 from meshwright.cost.memory import MemoryArrays, training_memory
 from meshwright.cost.memory_peak import peak_memory
+from meshwright.cost.shared_cores import taking_turns
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
 from meshwright.cost.step import Machine, StepArrays, step_arrays, under_pressure
@@ -36,7 +37,7 @@ CHUNK_ROWS = 131_072
 
 def machine_of(cluster: Cluster, stack: Stack | None = None) -> Machine:
     """The constants that belong to a cluster, and the stack (the default one where None)."""
-    return Machine(cluster, device_for(cluster.accelerator.architecture), network_constants(), stack or default_stack())
+    return Machine(cluster, device_of(cluster.accelerator), network_constants(), stack or default_stack())
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Ca
     roles = stages(model, candidates)
     memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
     step = step_arrays(blueprint(model, workload, candidates, machine.stack), machine)
-    return Priced(roles, memory, under_pressure(step, candidates, memory.peak_bytes, machine))
+    step = under_pressure(step, candidates, memory.peak_bytes, machine)
+    return Priced(roles, memory, taking_turns(step, candidates, machine.cluster))
 
 
 def _evaluate_chunk(
@@ -132,7 +134,7 @@ def _evaluate_chunk(
     if len(rows):
         timed = candidates.take(rows)
         step = step_arrays(blueprint(model, workload, timed, machine.stack), machine, detail=False)
-        step = under_pressure(step, timed, memory_bytes[rows], machine)
+        step = taking_turns(under_pressure(step, timed, memory_bytes[rows], machine), timed, cluster)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():
             parts[name][rows] = seconds

@@ -16,7 +16,8 @@ class Accelerator:
     """One device. `peak_flops` maps precision name ('bf16', 'fp8', ...) to dense peak FLOP/s.
 
     `memory_bytes` is what a process can address; `reserved_bytes` what its context and communicator buffers take of
-    that before the job has allocated anything (a cluster may override it).
+    that before the job has allocated anything (a cluster may override it). `kernels` are constants of the cost model's
+    `Device` that were measured on this very device (`meshwright calibrate`); they replace those of its architecture.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Accelerator:
     architecture: str  # 'volta', 'ampere', 'hopper', 'blackwell', 'cdna3', 'cpu', ...
     power_w: float | None = None
     reserved_bytes: int = 0
+    kernels: dict[str, float] = field(default_factory=dict[str, float])
     sources: dict[str, str] = field(default_factory=dict[str, str])
 
     def peak(self, precision: str) -> float:
@@ -57,6 +59,8 @@ class Cluster:
 
     `inter.bandwidth` is already per device: the loader has multiplied the adapter's by `nics_per_gpu`.
     `reserved_bytes` is what context, NCCL buffers and allocator slack take from a device: stated, overridable.
+    `shared_cores`: where the devices of a node are processes of one CPU, the cores that they share (None: each device
+    computes alone); a job that puts more ranks on a node than that takes turns (cost.shared_cores).
     """
 
     name: str
@@ -69,6 +73,7 @@ class Cluster:
     nics_per_gpu: float = 1.0
     oversubscription: float = 1.0
     reserved_bytes: int = 0
+    shared_cores: float | None = None
     sources: dict[str, str] = field(default_factory=dict[str, str])
 
     @property

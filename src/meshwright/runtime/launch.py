@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import sys
@@ -36,12 +37,14 @@ T = TypeVar("T")
 
 
 class RankFailedError(RuntimeError):
-    """A rank raised, died or did not end in time. `rank` is the first of them."""
+    """A rank raised, died or did not end in time. `rank` is the first of them; `exit_code` that of a process which died
+    without a word (negative: the signal that ended it)."""
 
-    def __init__(self, rank: int, reason: str) -> None:
+    def __init__(self, rank: int, reason: str, exit_code: int | None = None) -> None:
         super().__init__(f"rank {rank} {reason}")
         self.rank = rank
         self.reason = reason
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ def choose_device(local_rank: int) -> Device:
 def gpus_here() -> int:
     """GPUs that this process can see."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def host_name() -> str:
+    """This machine, as the doctor names it: under torchrun with the number of the agent, for machines (or network
+    namespaces) of one name."""
+    agent = os.environ.get("GROUP_RANK")
+    return platform.node() if agent is None else f"{platform.node()}#{agent}"
 
 
 def launched_by_torchrun() -> bool:
@@ -187,7 +197,8 @@ def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: f
                 succeeded, value = pending.pop(rank).recv()
             except EOFError:
                 processes[rank].join(GRACE_S)
-                raise RankFailedError(rank, f"died with exit code {processes[rank].exitcode}") from None
+                code = processes[rank].exitcode
+                raise RankFailedError(rank, f"died with exit code {code}", code) from None
             if isinstance(value, InputError):
                 raise value
             if not succeeded:

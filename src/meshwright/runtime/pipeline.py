@@ -128,6 +128,7 @@ class PipelineExecutor:
         self.pp = pp
         self.activation = activation
         self.pool = BufferPool(activation)
+        self.current: Action | None = None  # what is being done now, for whoever asks after a failure
         self._steps = batches(schedule.actions[pp.rank])
         own = schedule.actions[pp.rank]
         self._last_backward = {a.chunk: a for a in own if a.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)}
@@ -144,7 +145,7 @@ class PipelineExecutor:
         live = Live()
         losses: list[Tensor] = []
         for step in self._steps:
-            action = step[0]
+            action = self.current = step[0]
             if action.kind in COMMUNICATION:
                 self._communicate(step, live)
             elif action.kind is ActionKind.FORWARD:
@@ -162,6 +163,7 @@ class PipelineExecutor:
             with self.pp.waiting():
                 for work, _ in live.sends:
                     work.wait()
+        self.current = None
         return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:

@@ -22,10 +22,12 @@ from meshwright.runtime import checkpoint
 from meshwright.runtime.data import TokenData
 from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
 from meshwright.runtime.families import family_of
-from meshwright.runtime.launch import Device, run_ranks
+from meshwright.runtime.launch import Device, host_name, run_ranks
 from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
+from meshwright.runtime.oom_kill import noting_kills
 from meshwright.runtime.optimizer import OptimizerOptions
 from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
+from meshwright.runtime.rank_record import RankRecord, noting_failed_build, place_of, resident_bytes_now
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
 from meshwright.runtime.train_progress import TrainingProgress
 from meshwright.runtime.weights import SeededWeights, WeightSource, meta_model
@@ -88,12 +90,15 @@ def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     """The whole run of one rank."""
     data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
     check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
+    resident = resident_bytes_now()
     groups = ProcessGroupManager(job.plan.parallel, device)
-    engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
+    with noting_failed_build(job.out, groups, host_name(), resident):
+        engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
     consumed = 0 if job.resume is None else _resume(job, engine, data)
     if engine.steps_done >= job.run.steps and job.resume is not None:
         raise InputError(f"{job.resume} has done {engine.steps_done} of {job.run.steps} steps already; raise --steps")
-    outcome = Trainer(job, engine, data, consumed).train()
+    with RankRecord(job.out, place_of(engine, host_name()), engine, resident) as record:
+        outcome = Trainer(job, engine, data, consumed, record).train()
     if job.export and outcome.diverged_at is None:
         save_pretrained(engine, job.model_config, job.out / EXPORT)
     return outcome
@@ -142,8 +147,9 @@ def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
 class Trainer:
     """Steps, metrics and checkpoints of one rank. `sequences` of the data were consumed before the first step."""
 
-    def __init__(self, job: TrainingJob, engine: Engine, data: TokenData, sequences: int) -> None:
+    def __init__(self, job: TrainingJob, engine: Engine, data: TokenData, sequences: int, record: RankRecord) -> None:
         self.job = job
+        self.record = record
         self.engine = engine
         self.data = data
         self.sequences = sequences
@@ -186,7 +192,9 @@ class Trainer:
         recorder.reset()
         result = self.engine.step(tokens.to(self.device), labels.to(self.device))
         self.sequences += config.global_batch
-        return self._metrics(result, time.perf_counter() - started)
+        step_s = time.perf_counter() - started
+        self.record.step(step_s)
+        return self._metrics(result, step_s)
 
     def _metrics(self, result: StepResult, step_s: float) -> StepMetrics:
         per_s = result.tokens / step_s
@@ -282,7 +290,8 @@ def train_forked(job: TrainingJob) -> list[RankOutcome]:
     """Every rank forked on this machine, on its CPU; all outcomes. An idle group fails after `COLLECTIVE_TIMEOUT_S`."""
     meta_model(job.model_config)  # imports the model's code once, before the ranks fork
     ranks = job.plan.parallel.world_size
-    return run_ranks(ranks, _cpu_rank, job, timeout_s=COLLECTIVE_TIMEOUT_S, endless=True)
+    with noting_kills(job.out):
+        return run_ranks(ranks, _cpu_rank, job, timeout_s=COLLECTIVE_TIMEOUT_S, endless=True)
 
 
 def train_joined(job: TrainingJob, device: Device) -> list[RankOutcome]:
