@@ -36,7 +36,8 @@ def runtime_stack(accelerator: Accelerator) -> Stack:
 
 @dataclass(frozen=True)
 class Fit:
-    """A measured device. `product_error` and `step_error` are the median relative errors on the samples."""
+    """A measured device. `product_error` (of bare products, before it is known what starting a model's kernels costs)
+    and `step_error` are the median relative errors on the samples."""
 
     accelerator: Accelerator
     product_error: float
@@ -66,12 +67,9 @@ def fit_machine(samples: MachineSamples, name: str) -> Fit:
     )
     wide = [p for p in samples.products if p.precision == "fp32"]
     device = _fitted(device, ("gemm", "k_half"), lambda d: _product_errors(d, wide))
+    product_error = float(np.median(np.abs(np.expm1(_product_errors(device, wide)))))
     device = _fitted(device, ("launch_s", "memory"), lambda d: _step_errors(d, samples.steps))
-    return Fit(
-        device,
-        float(np.median(np.abs(np.expm1(_product_errors(device, wide))))),
-        float(np.median(np.abs(np.expm1(_step_errors(device, samples.steps))))),
-    )
+    return Fit(device, product_error, float(np.median(np.abs(np.expm1(_step_errors(device, samples.steps))))))
 
 
 def _best_rate(products: Sequence[ProductSample], precision: str) -> float:

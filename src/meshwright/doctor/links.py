@@ -20,15 +20,15 @@ from meshwright.ledger import Collective
 from meshwright.measurements import LinkSample, LinkSamples
 
 SLOW = 2.0
-"""Times the median of its like from which a link is called slow."""
+"""Times the lower quartile of its like from which a link is called slow."""
 BULK_BYTES = 2**20
 """Calls from here on are about bandwidth, smaller ones about latency."""
 
 
 @dataclass(frozen=True)
 class SlowLink:
-    """`kind`: 'link' between two ranks or of one group, 'rank', or 'host': every link of it is slow. `times` the median
-    of links of the same kind."""
+    """`kind`: 'link' between two ranks or of one group, 'rank', or 'host': every link of it is slow. `times` the lower
+    quartile of links of the same kind."""
 
     kind: str
     name: str
@@ -62,7 +62,7 @@ def shape_of(samples: LinkSamples, cluster: Cluster, cores: float | None) -> Clu
 
 
 def slow_links(samples: LinkSamples) -> list[SlowLink]:
-    """Bulk calls slower than SLOW times the median of their like: same axis, collective and size, and (for pairs)
+    """Bulk calls slower than SLOW times the lower quartile of their like: same axis, collective and size, and (for pairs)
     inside a host or between two alike. Links of one host or rank that are all slow are that host's or rank's."""
     like: dict[tuple[str, str, int, bool], list[LinkSample]] = {}
     for sample in samples.samples:
@@ -74,9 +74,9 @@ def slow_links(samples: LinkSamples) -> list[SlowLink]:
     for alike in like.values():
         if len(alike) < 3:
             continue  # of two, neither is the odd one
-        middle = float(np.median([s.seconds for s in alike]))
+        usual = float(np.quantile([s.seconds for s in alike], 0.25))  # a host's links may be half of them all
         for sample in alike:
-            times = sample.seconds / middle
+            times = sample.seconds / usual
             if times >= SLOW:
                 worst[sample.ranks] = max(times, worst.get(sample.ranks, 0.0))
             else:

@@ -191,7 +191,7 @@ def links_report(report: LinkReport) -> RenderableType:
         )
     left = len(report.samples.samples) - SHOWN_LINKS
     lines = [f"... and {left} more (--json has all)"] if left > 0 else []
-    lines += [f"SLOW {slow.kind}: {slow.name}, {slow.times:.1f} times the median of its like" for slow in report.slow]
+    lines += [f"SLOW {slow.kind}: {slow.name}, {slow.times:.1f} times what its like take" for slow in report.slow]
     for where, link in (("inside a host", report.intra), ("between hosts", report.inter)):
         if link is not None:
             lines.append(f"{where}: {link.bandwidth / 1e6:,.1f} MB/s, {seconds(link.latency_s)} a hop")

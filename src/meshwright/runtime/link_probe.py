@@ -132,7 +132,7 @@ def _pairs(device: torch.device) -> list[tuple[str, str, tuple[int, ...], int, f
     """Every two ranks: a message there and back, halved."""
     world, me = dist.get_world_size(), dist.get_rank()
     found: list[tuple[str, str, tuple[int, ...], int, float]] = []
-    for pairs in _rounds(world):
+    for pairs in rounds(world):
         dist.barrier()
         pair = next((p for p in pairs if me in p), None)
         if pair is None:
@@ -144,7 +144,7 @@ def _pairs(device: torch.device) -> list[tuple[str, str, tuple[int, ...], int, f
     return found
 
 
-def _rounds(world: int) -> list[list[tuple[int, int]]]:
+def rounds(world: int) -> list[list[tuple[int, int]]]:
     """All pairs in rounds: one pair each in a small world, else a round robin (the circle method)."""
     if world <= MOST_SINGLE_PAIRS:
         return [[(a, b)] for a in range(world) for b in range(a + 1, world)]
