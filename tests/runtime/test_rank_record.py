@@ -73,7 +73,7 @@ def test_a_module_deep_in_the_model_is_named(tmp_path: Path, monkeypatch: pytest
         run(tmp_path, "run", 1, {})
     event = diagnose_oom(read_run(tmp_path / "run")).event
     assert event is not None
-    assert event.module == "layers.0.mlp"
+    assert event.module == "model.layers.0.mlp"
 
 
 def test_a_rank_that_the_kernel_killed_for_memory_is_told_from_one_that_was_killed(

@@ -62,8 +62,8 @@ def shape_of(samples: LinkSamples, cluster: Cluster, cores: float | None) -> Clu
 
 
 def slow_links(samples: LinkSamples) -> list[SlowLink]:
-    """Bulk calls slower than SLOW times the lower quartile of their like: same axis, collective and size, and (for pairs)
-    inside a host or between two alike. Links of one host or rank that are all slow are that host's or rank's."""
+    """Bulk calls slower than SLOW times the lower quartile of their like: same axis, collective and size, and inside a
+    host or between two alike. Links of one host or rank that are all slow are that host's or rank's."""
     like: dict[tuple[str, str, int, bool], list[LinkSample]] = {}
     for sample in samples.samples:
         if sample.call_bytes >= BULK_BYTES:

@@ -108,7 +108,7 @@ class RankRecord:
             **_error(error),
             "step": self._engine.steps_done + 1,
             "module": module_in(error.__traceback__, self._engine),
-            "action": None if action is None else action.kind.value,
+            "action": None if action is None else action.kind.name.lower(),
             "chunk": None if action is None else action.chunk,
             "microbatch": None if action is None else action.microbatch,
             "memory": memory_of(self._engine, self._resident),
