@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -76,6 +76,14 @@ parity: $(STAMP)
 ## make bench-runtime    CPU seconds per rank and step of tp2, pp2, dp2 against one process of plain transformers
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/bench_runtime.py
+
+## make doctor-check     runs with one planted fault each: what doctor efficiency ranks first (about 3 min)
+doctor-check: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.doctor_check
+
+## make closing-the-loop this machine calibrated once, 12 layouts predicted and trained: error, ranking, regret (10 min)
+closing-the-loop: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.closing_the_loop
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from meshwright.doctor.efficiency import diagnose_efficiency
 from meshwright.doctor.oom import diagnose_oom
 from meshwright.doctor.out_of_memory import Refusal
 from meshwright.doctor.run_records import read_run
@@ -133,3 +135,18 @@ def test_training_on_a_named_cluster_leaves_a_comparison(tmp_path: Path, meshwri
     memory = meshwright("doctor", "oom", out, "--json")
     assert memory.code == 0, memory.err
     assert json.loads(memory.out)["fits"] is True
+
+
+def test_a_rank_that_sleeps_is_ranked_first_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = StageModule.forward
+
+    def slow(self: StageModule, *inputs: Any) -> Any:
+        if dist.get_rank() == 1:
+            time.sleep(0.1)
+        return whole(self, *inputs)
+
+    monkeypatch.setattr(StageModule, "forward", slow)
+    run(tmp_path, "run", 14, {"dp": 2, "micro_batch": 4})
+    first = diagnose_efficiency(read_run(tmp_path / "run")).faults[0]
+    assert first.kind == "straggler"
+    assert "rank 1" in first.words

@@ -1,0 +1,46 @@
+"""Jobs on two machines as far as the network can tell: torchrun in two network namespaces, for tools that need them.
+
+In: arguments of `meshwright`, ranks per machine, the cable's rate. Out: what rank 0 printed. Linux, root and iproute2.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tools.two_machines import ADDRESSES, MACHINES, connect, machine
+
+PORT = 29481
+
+
+def on_two_machines(arguments: list[str], ranks_each: int, rate: str, logs: Path, limit_s: float) -> str:
+    """Run `meshwright ARGUMENTS` on `ranks_each` ranks of both machines; a SystemExit where it fails."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for name in MACHINES:
+            stack.enter_context(machine(name))
+        connect(rate)
+        agents = [_agent(i, arguments, ranks_each, logs) for i in range(len(MACHINES))]
+        try:
+            codes = [agent.wait(limit_s) for agent in agents]
+        finally:
+            for agent in agents:
+                if agent.poll() is None:
+                    agent.kill()
+    if any(codes):
+        sys.exit(f"torchrun ended with {codes}; logs are in {logs}")
+    return "".join((logs / f"{name}.out").read_text() for name in MACHINES)
+
+
+def _agent(index: int, arguments: list[str], ranks_each: int, logs: Path) -> subprocess.Popen[bytes]:
+    name = MACHINES[index]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(ranks_each)]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", logs.name]
+    meeting += ["--rdzv-conf", f"is_host={int(index == 0)}", "--local-addr", ADDRESSES[index]]
+    command = ["ip", "netns", "exec", name, *torchrun, *meeting, "-m", "meshwright", *arguments]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": f"{name}-eth", "OMP_NUM_THREADS": "1"}
+    with (logs / f"{name}.out").open("wb") as out, (logs / f"{name}.log").open("wb") as errors:
+        return subprocess.Popen(command, stdout=out, stderr=errors, env=environment)
