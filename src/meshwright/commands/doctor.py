@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meshwright.commands import output
+from meshwright.commands.doctor_hang import hang
 from meshwright.commands.options import Json
 from meshwright.errors import InputError
 
@@ -27,6 +28,7 @@ doctor = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
+doctor.command("hang")(hang)
 
 RunOrPlan = Annotated[str, typer.Argument(metavar="RUN_DIR|PLAN", help="A run's folder (its --out), or a plan file.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder (the --out of train).")]

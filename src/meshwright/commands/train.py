@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from meshwright.commands import output
+from meshwright.commands.doctor_hang import say_verdict
 from meshwright.commands.options import Json
 from meshwright.commands.runtime_room import needs_runtime
 from meshwright.errors import InputError
@@ -50,6 +51,15 @@ Every = Annotated[
 Keep = Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Checkpoints that stay.")]
 Export = Annotated[bool, typer.Option("--export", help="Write the trained model as safetensors for transformers.")]
 Board = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")]
+Watchdog = Annotated[
+    float | None,
+    typer.Option(
+        "--watchdog",
+        min=1,
+        metavar="SECONDS",
+        help="End the job, with a verdict, when a rank waits longer than this in one collective.",
+    ),
+]
 LedgerFlag = Annotated[bool, typer.Option("--ledger", help="Show what a step sent beside what was predicted.")]
 
 
@@ -67,6 +77,7 @@ def train(
     export: Export = False,
     tensorboard: Board = False,
     ledger: LedgerFlag = False,
+    watchdog: Watchdog = None,
     as_json: Json = False,
 ) -> int:
     """Train a plan's model on text, over all its axes at once.
@@ -99,6 +110,8 @@ def train(
             export=export,
             tensorboard=tensorboard,
             peak=_peak(document),
+            watchdog_s=watchdog,
+            on_hang=say_verdict,
         )
 
     from meshwright.runtime.launch import launched_by_torchrun
@@ -160,6 +173,7 @@ def _forked(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutc
     from meshwright.runtime.launch import RankFailedError, gpus_here
     from meshwright.runtime.tokens import prepare
     from meshwright.runtime.trainer import TOKENS, train_forked
+    from meshwright.runtime.watchdog import HUNG
 
     gpus = gpus_here()
     if gpus:
@@ -178,6 +192,8 @@ def _forked(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutc
         return train_forked(made)
     except RankFailedError as error:
         print(f"meshwright: {error}", file=sys.stderr)
+        if error.exit_code != HUNG:  # the rank that noticed has said it
+            say_verdict(folder)
         raise typer.Exit(1) from None
 
 

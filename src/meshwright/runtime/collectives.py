@@ -38,7 +38,7 @@ def all_reduce(
     """In place. Returns the work to wait for if asynchronous."""
     if axis.size == 1:
         return None
-    axis.record(Collective.ALL_REDUCE, what, tensor_bytes(tensor))
+    axis.record(Collective.ALL_REDUCE, what, tensor_bytes(tensor), tensor.dtype)
     with axis.waiting():
         return dist.all_reduce(tensor, op=op, group=axis.group, async_op=async_op)
 
@@ -46,7 +46,7 @@ def all_reduce(
 def broadcast(tensor: Tensor, axis: AxisGroup, what: str, source: int) -> None:
     """In place, from the axis rank `source`."""
     if axis.size > 1:
-        axis.record(Collective.BROADCAST, what, tensor_bytes(tensor))
+        axis.record(Collective.BROADCAST, what, tensor_bytes(tensor), tensor.dtype)
         with axis.waiting():
             dist.broadcast(tensor, src=axis.ranks[source], group=axis.group)
 
@@ -56,7 +56,7 @@ def all_gather_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
     if axis.size == 1:
         return tensor
     gathered = tensor.new_empty((axis.size * tensor.shape[0], *tensor.shape[1:]))
-    axis.record(Collective.ALL_GATHER, what, tensor_bytes(gathered))
+    axis.record(Collective.ALL_GATHER, what, tensor_bytes(gathered), gathered.dtype)
     contiguous = tensor.contiguous()
     with axis.waiting():
         dist.all_gather_single(gathered, contiguous, group=axis.group)
@@ -67,7 +67,7 @@ def reduce_scatter_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tens
     """[size * n, ...] -> the summed [n, ...] of this rank."""
     if axis.size == 1:
         return tensor
-    axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor))
+    axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor), tensor.dtype)
     scattered = tensor.new_empty((tensor.shape[0] // axis.size, *tensor.shape[1:]))
     contiguous = tensor.contiguous()
     with axis.waiting():
@@ -81,7 +81,7 @@ def all_to_all_first_dim(
     """Exchange runs of rows: `sent[i]` rows go to axis rank i, `received[i]` come from it (None: even)."""
     if axis.size == 1:
         return tensor
-    axis.record(Collective.ALL_TO_ALL, what, tensor_bytes(tensor))
+    axis.record(Collective.ALL_TO_ALL, what, tensor_bytes(tensor), tensor.dtype)
     rows = tensor.shape[0] if received is None else sum(received)
     exchanged = tensor.new_empty((rows, *tensor.shape[1:]))
     contiguous = tensor.contiguous()

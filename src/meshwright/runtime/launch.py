@@ -102,11 +102,13 @@ def run_ranks(
     timeout_s: float = 120.0,
     device: Device | None = None,
     endless: bool = False,
+    on_failure: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """Run `body(*args)` in `world_size` forked processes joined by torch.distributed; results in rank order.
 
     The body reads its rank from torch.distributed. Results travel back through a pipe, so keep them small. All must end
-    within `timeout_s`, unless the job is `endless`: then the limit holds for each collective only.
+    within `timeout_s`, unless the job is `endless`: then the limit holds for each collective only. `on_failure` is told
+    the rank that failed first, before the others are ended.
     """
     context = multiprocessing.get_context("fork")
     listener = socket.create_server(("127.0.0.1", 0), backlog=max(16, 2 * world_size))
@@ -128,6 +130,10 @@ def run_ranks(
             processes.append(process)
             pipes.append(receiver)
         return _collect(processes, pipes, None if endless else timeout_s)
+    except RankFailedError as error:
+        if on_failure is not None:
+            on_failure(error.rank)
+        raise
     finally:
         listener.close()
         _stop(processes)

@@ -82,6 +82,15 @@ class Incoming:
         return self.buffer
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A send under way, what it sends, and the global rank that receives."""
+
+    work: dist.Work
+    tensor: Tensor
+    peer: int
+
+
 Key = tuple[int, int]
 """(chunk, microbatch)"""
 
@@ -98,7 +107,7 @@ class Live:
     # receive buffers in use: of the input until backward, then of a split pass's output gradient until its weights
     buffers: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
     weight_gradients: dict[Key, list[Deferred]] = field(default_factory=dict[Key, list[Deferred]])
-    sends: list[tuple[dist.Work, Tensor]] = field(default_factory=list[tuple[dist.Work, Tensor]])
+    sends: list[Outgoing] = field(default_factory=list[Outgoing])
 
 
 class Reducer(Protocol):
@@ -146,6 +155,7 @@ class PipelineExecutor:
         losses: list[Tensor] = []
         for step in self._steps:
             action = self.current = step[0]
+            self._log(action)
             if action.kind in COMMUNICATION:
                 self._communicate(step, live)
             elif action.kind is ActionKind.FORWARD:
@@ -159,11 +169,11 @@ class PipelineExecutor:
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
-        if live.sends:
-            with self.pp.waiting():
-                for work, _ in live.sends:
-                    work.wait()
+        for message in live.sends:
+            with self.pp.waiting(message.peer):
+                message.work.wait()
         self.current = None
+        self._log(None)
         return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
@@ -206,7 +216,7 @@ class PipelineExecutor:
         return received
 
     def _received(self, action: Action, live: Live) -> Tensor:
-        with self.pp.waiting():
+        with self.pp.waiting(self._peer(action)):
             return live.incoming.pop(action).wait()
 
     def _backward(self, action: Action, loss_scale: float, live: Live) -> None:
@@ -248,14 +258,13 @@ class PipelineExecutor:
     def _communicate(self, messages: tuple[Action, ...], live: Live) -> None:
         """Post a run of messages as one batch. Receives are waited for where their tensor is used, sends at the end
         of the step."""
-        live.sends = [(work, tensor) for work, tensor in live.sends if not work.is_completed()]  # frees what they sent
+        live.sends = [message for message in live.sends if not message.work.is_completed()]  # frees what they sent
         operations: list[dist.P2POp] = []
         tensors: list[Tensor] = []
         for action in messages:
             tensor = self._outgoing(action, live) if action.kind in SENDS else self.pool.take()
             call = dist.isend if action.kind in SENDS else dist.irecv
-            peer = self.pp.ranks[self.schedule.peer(action)]
-            operations.append(dist.P2POp(call, tensor, peer, self.pp.group))
+            operations.append(dist.P2POp(call, tensor, self._peer(action), self.pp.group))
             tensors.append(tensor)
             self._record(action)
         with self.pp.waiting():
@@ -263,9 +272,13 @@ class PipelineExecutor:
         for i, (action, tensor) in enumerate(zip(messages, tensors, strict=True)):
             own = [works[i]] if len(works) == len(messages) else list(works)  # NCCL gives one work for the batch
             if action.kind in SENDS:
-                live.sends += [(work, tensor) for work in own]
+                live.sends += [Outgoing(work, tensor, self._peer(action)) for work in own]
             else:
                 live.incoming[action] = Incoming(tensor, own)
+
+    def _peer(self, action: Action) -> int:
+        """Global rank at the other end of a message."""
+        return self.pp.ranks[self.schedule.peer(action)]
 
     def _outgoing(self, action: Action, live: Live) -> Tensor:
         key = (action.chunk, action.microbatch)
@@ -274,8 +287,18 @@ class PipelineExecutor:
         output = live.outputs.pop(key) if self.schedule.forward_only else live.outputs[key]
         return output.detach().contiguous()
 
+    def _log(self, action: Action | None) -> None:
+        """What is done now, for the flight log (None: no action of the schedule)."""
+        flight = self.pp.recorder.flight
+        if flight is not None and action is not None:
+            flight.action(action.kind.value, action.chunk, action.microbatch)
+        elif flight is not None:
+            flight.action("", -1, -1)
+
     def _record(self, action: Action) -> None:
+        self._log(action)
         forward = action.kind in (ActionKind.SEND_FORWARD, ActionKind.RECEIVE_FORWARD)
         collective = Collective.SEND if action.kind in SENDS else Collective.RECEIVE
         with self.pp.recorder.during(Phase.FORWARD if forward else Phase.BACKWARD):
-            self.pp.record(collective, SUBJECTS[action.kind], self._message_bytes)
+            subject, peer = SUBJECTS[action.kind], self._peer(action)
+            self.pp.record(collective, subject, self._message_bytes, self.activation.dtype, peer)

@@ -21,7 +21,7 @@ from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import RankLayout, rank_layout
 from meshwright.ledger import Collective
 from meshwright.runtime.launch import Device
-from meshwright.runtime.recorder import Recorder, Stopwatch
+from meshwright.runtime.recorder import LoggedWait, Recorder, Stopwatch
 
 RankGroups = NDArray[np.int64]  # [groups, size]
 
@@ -71,12 +71,22 @@ class AxisGroup:
     def previous_rank(self) -> int:
         return self.ranks[(self.rank - 1) % self.size]
 
-    def record(self, collective: Collective, what: str, call_bytes: int) -> None:
-        self.recorder.record(self.axis, collective, what, self.size, call_bytes)
+    def record(
+        self, collective: Collective, what: str, call_bytes: int, dtype: torch.dtype | None = None, peer: int = -1
+    ) -> None:
+        """Book a call that is about to be made. `peer`: global rank at the other end of a message."""
+        recorder = self.recorder
+        recorder.record(self.axis, collective, what, self.size, call_bytes)
+        if recorder.flight is not None:
+            name = "" if dtype is None else str(dtype).removeprefix("torch.")
+            recorder.flight.issued(self.axis, self.ranks, collective, recorder.phase, what, call_bytes, name, peer)
 
-    def waiting(self) -> Stopwatch:
-        """A context for what blocks on this axis: its wall time is booked on the axis."""
-        return self.recorder.waiting(self.axis)
+    def waiting(self, peer: int = -1) -> Stopwatch | LoggedWait:
+        """A context for what blocks on this axis: its wall time is booked on the axis. `peer`: it waits for a message
+        from that rank."""
+        watch = self.recorder.waiting(self.axis)
+        flight = self.recorder.flight
+        return watch if flight is None else LoggedWait(watch, flight, self.axis, self.ranks, peer)
 
 
 class ProcessGroupManager:

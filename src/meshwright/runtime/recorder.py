@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from types import TracebackType
 
+from meshwright.flight import FlightLog
 from meshwright.ledger import Collective, Phase, TrafficEntry
 
 Key = tuple[str, Collective, Phase, str, int]
@@ -31,11 +32,30 @@ class Stopwatch:
         self.seconds += perf_counter() - self._since
 
 
-class Recorder:
-    """Counts calls and bytes (bytes as defined in ledger.py). `phase` is set by whoever runs the step."""
+class LoggedWait:
+    """A stopwatch whose waits also stand in the flight log: on which group, and on which peer's message."""
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, watch: Stopwatch, log: FlightLog, axis: str, ranks: tuple[int, ...], peer: int) -> None:
+        self._watch, self._log = watch, log
+        self._axis, self._ranks, self._peer = axis, ranks, peer
+
+    def __enter__(self) -> None:
+        self._log.wait_begins(self._axis, self._ranks, self._peer)
+        self._watch.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._watch.__exit__(kind, error, at)
+        if error is None:  # a wait that failed is what the doctor wants to see
+            self._log.wait_ends()
+
+
+class Recorder:
+    """Counts calls and bytes (bytes as defined in ledger.py). `phase` is set by whoever runs the step; `flight`, where
+    there is one, also gets every call and wait."""
+
+    def __init__(self, enabled: bool = True, flight: FlightLog | None = None) -> None:
         self.enabled = enabled
+        self.flight = flight
         self.phase = Phase.FORWARD
         self._counts: dict[Key, list[int]] = {}
         self._watches: dict[str, Stopwatch] = {}

@@ -62,8 +62,8 @@ class _Hop:
         self._axis = axis
         self._sent = tensor
         self._arriving = torch.empty_like(tensor)
-        axis.record(Collective.SEND, what, tensor_bytes(tensor))
-        axis.record(Collective.RECEIVE, what, tensor_bytes(tensor))
+        axis.record(Collective.SEND, what, tensor_bytes(tensor), tensor.dtype, axis.next_rank)
+        axis.record(Collective.RECEIVE, what, tensor_bytes(tensor), tensor.dtype, axis.previous_rank)
         self._works = dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, tensor, axis.next_rank, axis.group),
@@ -72,7 +72,7 @@ class _Hop:
         )
 
     def wait(self) -> Tensor:
-        with self._axis.waiting():
+        with self._axis.waiting(self._axis.previous_rank):
             for work in self._works:
                 work.wait()
         return self._arriving

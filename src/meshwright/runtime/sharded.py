@@ -58,7 +58,9 @@ class RecordedAllGather(AllGather):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         if self._axis.size > 1:
-            self._axis.record(Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor))
+            self._axis.record(
+                Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor), output_tensor.dtype
+            )
         with self._axis.waiting():
             work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
         return None if work is None else TimedWork(work, self._axis)
@@ -84,10 +86,12 @@ class RecordedReduceScatter(ReduceScatter):
         async_op: bool = False,
     ) -> dist.Work | None:
         if self._axis.size > 1:
-            self._axis.record(Collective.REDUCE_SCATTER, f"{self._unit} gradients", tensor_bytes(input_tensor))
+            self._axis.record(
+                Collective.REDUCE_SCATTER, f"{self._unit} gradients", tensor_bytes(input_tensor), input_tensor.dtype
+            )
         if self._replicas.size > 1:
             subject = f"{self._unit} gradient shards"
-            self._replicas.record(Collective.ALL_REDUCE, subject, tensor_bytes(output_tensor))
+            self._replicas.record(Collective.ALL_REDUCE, subject, tensor_bytes(output_tensor), output_tensor.dtype)
         with self._axis.waiting():
             return dist.reduce_scatter_single(
                 output_tensor,

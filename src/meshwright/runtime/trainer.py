@@ -16,12 +16,16 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from meshwright.errors import InputError
+from meshwright.flight import FLIGHT_FOLDER, FlightLog
+from meshwright.flight.incident import clear, write_states
+from meshwright.flight.layout import SAVING
 from meshwright.ledger import TrafficEntry
 from meshwright.plan import Plan, TrainingRun, TrainingWorkload
 from meshwright.runtime import checkpoint
 from meshwright.runtime.data import TokenData
 from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
 from meshwright.runtime.families import family_of
+from meshwright.runtime.flight_log import flying
 from meshwright.runtime.launch import Device, host_name, run_ranks
 from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
 from meshwright.runtime.oom_kill import noting_kills
@@ -30,6 +34,7 @@ from meshwright.runtime.process_groups import ProcessGroupManager, check_same_pl
 from meshwright.runtime.rank_record import RankRecord, noting_failed_build, place_of, resident_bytes_now
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
 from meshwright.runtime.train_progress import TrainingProgress
+from meshwright.runtime.watchdog import OnHang, watching
 from meshwright.runtime.weights import SeededWeights, WeightSource, meta_model
 
 CHECKPOINTS, EXPORT, TOKENS = "checkpoints", "model", "tokens"
@@ -43,7 +48,8 @@ class TrainingJob:
 
     `checkpoint_every`: steps between checkpoints (None: one at the end); `keep`: how many stay. `resume`: a checkpoint
     to go on from. `weights`: a folder of safetensors to start from instead of the seed. `export`: write the trained
-    model as safetensors.
+    model as safetensors. `watchdog_s`: a rank that waits longer than this in one collective ends the job; `on_hang` is
+    told the run's folder first.
     """
 
     plan: Plan
@@ -58,6 +64,8 @@ class TrainingJob:
     tensorboard: bool = False
     show_progress: bool = True
     peak: Peak | None = None
+    watchdog_s: float | None = None
+    on_hang: OnHang | None = None
 
     @property
     def run(self) -> TrainingRun:
@@ -89,18 +97,21 @@ class RankOutcome:
 def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     """The whole run of one rank."""
     data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
+    clear(job.out / FLIGHT_FOLDER)
     check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
     resident = resident_bytes_now()
     groups = ProcessGroupManager(job.plan.parallel, device)
-    with noting_failed_build(job.out, groups, host_name(), resident):
-        engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
-    consumed = 0 if job.resume is None else _resume(job, engine, data)
-    if engine.steps_done >= job.run.steps and job.resume is not None:
-        raise InputError(f"{job.resume} has done {engine.steps_done} of {job.run.steps} steps already; raise --steps")
-    with RankRecord(job.out, place_of(engine, host_name()), engine, resident) as record:
-        outcome = Trainer(job, engine, data, consumed, record).train()
-    if job.export and outcome.diverged_at is None:
-        save_pretrained(engine, job.model_config, job.out / EXPORT)
+    with flying(job.out, groups, job.plan.digest()) as log, watching(log, job.out, job.watchdog_s, job.on_hang):
+        with noting_failed_build(job.out, groups, host_name(), resident):
+            engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
+        consumed = 0 if job.resume is None else _resume(job, engine, data)
+        if engine.steps_done >= job.run.steps and job.resume is not None:
+            done = engine.steps_done
+            raise InputError(f"{job.resume} has done {done} of {job.run.steps} steps already; raise --steps")
+        with RankRecord(job.out, place_of(engine, host_name()), engine, resident) as record:
+            outcome = Trainer(job, engine, data, consumed, record, log).train()
+        if job.export and outcome.diverged_at is None:
+            save_pretrained(engine, job.model_config, job.out / EXPORT)
     return outcome
 
 
@@ -147,9 +158,18 @@ def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
 class Trainer:
     """Steps, metrics and checkpoints of one rank. `sequences` of the data were consumed before the first step."""
 
-    def __init__(self, job: TrainingJob, engine: Engine, data: TokenData, sequences: int, record: RankRecord) -> None:
+    def __init__(
+        self,
+        job: TrainingJob,
+        engine: Engine,
+        data: TokenData,
+        sequences: int,
+        record: RankRecord,
+        log: FlightLog,
+    ) -> None:
         self.job = job
         self.record = record
+        self.log = log
         self.engine = engine
         self.data = data
         self.sequences = sequences
@@ -169,6 +189,7 @@ class Trainer:
                 progress.show(metrics)
                 diverged = not math.isfinite(metrics.loss)
                 if not diverged and self._checkpoint_is_due():
+                    self.log.activity(SAVING)
                     saved = checkpoint.save(
                         self.engine,
                         self.job.out / CHECKPOINTS,
@@ -190,7 +211,9 @@ class Trainer:
         started = time.perf_counter()
         tokens, labels = self.data.batch(first, per_rank)
         recorder.reset()
+        self.log.step_begins(self.engine.steps_done)
         result = self.engine.step(tokens.to(self.device), labels.to(self.device))
+        self.log.step_ends()
         self.sequences += config.global_batch
         step_s = time.perf_counter() - started
         self.record.step(step_s)
@@ -290,8 +313,13 @@ def train_forked(job: TrainingJob) -> list[RankOutcome]:
     """Every rank forked on this machine, on its CPU; all outcomes. An idle group fails after `COLLECTIVE_TIMEOUT_S`."""
     meta_model(job.model_config)  # imports the model's code once, before the ranks fork
     ranks = job.plan.parallel.world_size
+    flight = job.out / FLIGHT_FOLDER
+
+    def note(rank: int) -> None:
+        write_states(flight, rank, first_only=True)
+
     with noting_kills(job.out):
-        return run_ranks(ranks, _cpu_rank, job, timeout_s=COLLECTIVE_TIMEOUT_S, endless=True)
+        return run_ranks(ranks, _cpu_rank, job, timeout_s=COLLECTIVE_TIMEOUT_S, endless=True, on_failure=note)
 
 
 def train_joined(job: TrainingJob, device: Device) -> list[RankOutcome]:

@@ -1,0 +1,336 @@
+"""Decide what is wrong with a job that stands still, and say it in one sentence: ranks, coordinates, hosts, action.
+
+In: a run's folder, live or left behind. Out: a `Verdict`. Evidence is weighed in this order: ranks without a log, ranks
+with another plan, a disagreement between members of a group, an error that a rank raised by itself, a dead process, the
+root of the waiting, messages that do not arrive, and, where nothing stands still, a slow rank.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from meshwright.doctor.hang.evidence import Evidence
+from meshwright.doctor.hang.mismatch import Mismatch, first_deviation, first_mismatch
+from meshwright.doctor.hang.slow import slow_rank
+from meshwright.doctor.hang.waits import Wait, Waiting, is_over, waiting
+from meshwright.flight import FLIGHT_FOLDER, RankLog, read_folder
+from meshwright.flight.incident import Failure, read_failures, read_states
+from meshwright.flight.layout import COLLECTIVES, ENDED, FAILED, SAVING, STARTING
+from meshwright.flight.processes import ProcessState, states_of
+
+MOST_NAMED = 4
+"""Ranks named in a sentence; the rest are counted."""
+CONSEQUENCES = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|store|gloo|nccl|peer|watchdog", re.I
+)
+"""What an error says that another rank's death causes."""
+ACTIONS = {
+    "F": "forward pass",
+    "B": "backward pass",
+    "I": "backward pass of inputs",
+    "W": "backward pass of weights",
+    "SF": "sending forward",
+    "RF": "receiving forward",
+    "SB": "sending backward",
+    "RB": "receiving backward",
+}
+
+
+class Cause(StrEnum):
+    """Kinds of verdicts."""
+
+    MISSING = "missing rank"
+    PLAN = "another plan"
+    ORDER = "order of collectives"
+    SKIPPED = "skipped collective"
+    EXTRA = "extra collective"
+    SIZE = "size of a collective"
+    DTYPE = "dtype of a collective"
+    FAILED = "error on a rank"
+    DEAD = "dead process"
+    STOPPED = "stopped process"
+    WAITED_FOR = "rank that all wait for"
+    CIRCLE = "ranks wait for one another"
+    NETWORK = "messages do not arrive"
+    SLOW = "slow rank"
+    NOTHING = "nothing stands still"
+
+
+MISMATCH_CAUSES = {
+    "order": Cause.ORDER,
+    "skipped": Cause.SKIPPED,
+    "extra": Cause.EXTRA,
+    "size": Cause.SIZE,
+    "dtype": Cause.DTYPE,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ranks`: who is to blame (for NETWORK: the ends of the link). `axis`, `action`: in what, where it is known.
+    `chain`: waiting ranks down to the culprit. `details`: further sentences."""
+
+    cause: Cause
+    ranks: tuple[int, ...]
+    sentence: str
+    axis: str | None = None
+    action: str | None = None
+    group: tuple[int, ...] = ()
+    behind_s: float | None = None
+    chain: tuple[int, ...] = ()
+    details: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        return self.cause is Cause.NOTHING
+
+
+def diagnose_hang(run: Path) -> Verdict:
+    """The verdict on a run's folder: live, or left behind by a job that died or was ended by its watchdog."""
+    flight = run / FLIGHT_FOLDER if (run / FLIGHT_FOLDER).is_dir() else run
+    logs = read_folder(flight)
+    taken = read_states(flight)
+    if taken is not None:
+        states, now_ns = taken
+    else:
+        states, now_ns = states_of([log.identity for log in logs]), time.time_ns()
+    return diagnose_logs(logs, states, read_failures(flight), now_ns)
+
+
+def diagnose_logs(
+    logs: Sequence[RankLog],
+    states: dict[int, ProcessState] | None = None,
+    failures: Sequence[Failure] = (),
+    now_ns: int | None = None,
+) -> Verdict:
+    """The same of logs at hand. `states`: of the ranks' processes when the logs were read; `now_ns`: when that was."""
+    known = states or {}
+    evidence = Evidence.of(logs)
+    moment = now_ns if now_ns is not None else max(log.now.updated_ns for log in logs)
+    found = waiting(evidence, known)
+    mismatch = first_mismatch(evidence)
+    return (
+        _missing(evidence)
+        or _another_plan(evidence)
+        or (_of_mismatch(evidence, mismatch) if mismatch else None)
+        or _of_failure(evidence, failures)
+        or _dead(evidence, known, found)
+        or _of_root(evidence, known, found, moment)
+        or _of_failure(evidence, failures, consequences=True)
+        or _of_transit(evidence, found, moment)
+        or _of_circle(evidence, found)
+        or _of_slow(evidence)
+        or _nothing(evidence)
+    )
+
+
+def _named(evidence: Evidence, ranks: Sequence[int]) -> str:
+    shown = ", ".join(evidence.name(r) for r in ranks[:MOST_NAMED])
+    more = len(ranks) - MOST_NAMED
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
+def _missing(evidence: Evidence) -> Verdict | None:
+    if not evidence.missing:
+        return None
+    some = ", ".join(str(r) for r in evidence.missing[:MOST_NAMED])
+    more = len(evidence.missing) - MOST_NAMED
+    ranks = f"rank {some}" + (f" and {more} more" if more > 0 else "")
+    sentence = (
+        f"{ranks} of {evidence.world} left no log: never started, died before its groups existed, or wrote elsewhere"
+    )
+    return Verdict(Cause.MISSING, evidence.missing, sentence)
+
+
+def _another_plan(evidence: Evidence) -> Verdict | None:
+    digests = Counter(log.identity.digest for log in evidence.logs)
+    if len(digests) == 1:
+        return None
+    common = digests.most_common(1)[0][0]
+    ranks = tuple(log.identity.rank for log in evidence.logs if log.identity.digest != common)
+    return Verdict(Cause.PLAN, ranks, f"{_named(evidence, ranks)} runs another plan than the other ranks")
+
+
+def _of_mismatch(evidence: Evidence, found: Mismatch) -> Verdict:
+    group = evidence.groups[found.group]
+    called, expected = _call(evidence, found.called), _call(evidence, found.expected)
+    who, witness = evidence.name(found.culprit), evidence.name(found.witness)
+    where = f"call {found.sequence} of the {group.axis} group of {len(group.ranks)}"
+    said = {
+        "dtype": f"{who} called {called} in {where}, where {witness} called {expected}: the types differ",
+        "size": f"{who} called {called} in {where}, where {witness} called {expected}: the sizes differ",
+        "order": f"{who} called {called} as {where}, where {expected} is due (as {witness} did): swapped, or left out",
+        "skipped": f"{who} left out {expected}, {where}, and went on to {called}; {witness} did not",
+        "extra": f"{who} called {called} in {where}, which {witness} did not; then {expected} as it should",
+    }[found.kind]
+    if not found.certain:
+        said += " (it may also be the other way round: only two ranks speak, and no step before to compare with)"
+    action = _action(evidence, found.called)
+    return Verdict(MISMATCH_CAUSES[found.kind], (found.culprit,), said, group.axis, action, group.ranks)
+
+
+def _call(evidence: Evidence, row: int) -> str:
+    """'all_reduce of mlp output (4,096 bytes float32, forward pass of chunk 0, microbatch 3)'."""
+    call = evidence.calls[row]
+    name = COLLECTIVES[int(call["collective"])].value
+    what, dtype = call["what"].decode("ascii", "replace"), call["dtype"].decode("ascii", "replace")
+    action = _action(evidence, row)
+    inside = f"{int(call['bytes']):,} bytes {dtype}".strip() + (f", {action}" if action else "")
+    return f"{name} of {what} ({inside})"
+
+
+def _action(evidence: Evidence, row: int) -> str | None:
+    call = evidence.calls[row]
+    return _action_words(call["action"].decode("ascii", "replace"), int(call["chunk"]), int(call["microbatch"]))
+
+
+def _action_words(kind: str, chunk: int, microbatch: int) -> str | None:
+    if kind not in ACTIONS:
+        return None
+    return f"{ACTIONS[kind]} of chunk {chunk}, microbatch {microbatch}"
+
+
+def _of_failure(evidence: Evidence, failures: Sequence[Failure], consequences: bool = False) -> Verdict | None:
+    """The first error that is not another rank's death in disguise."""
+    own = [f for f in failures if consequences or not CONSEQUENCES.search(f"{f.kind} {f.message}")]
+    if not own:
+        return None
+    first = own[0]
+    where = {SAVING: "while it wrote a checkpoint", STARTING: "before its first step"}.get(first.doing, "in a step")
+    log = evidence.log_of.get(first.rank)
+    action = None if log is None else _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    if action and first.doing not in (SAVING, STARTING):
+        where = f"in the {action}"
+    line = first.message.strip().splitlines()
+    said = f"{evidence.name(first.rank)} failed {where}: {first.kind}: {line[0] if line else ''}".rstrip(": ")
+    return Verdict(Cause.FAILED, (first.rank,), said, action=first.doing if action is None else action)
+
+
+def _dead(evidence: Evidence, states: dict[int, ProcessState], found: Waiting) -> Verdict | None:
+    gone = tuple(
+        log.identity.rank
+        for log in evidence.logs
+        if states.get(log.identity.rank) is ProcessState.GONE and log.now.activity not in (ENDED, FAILED)
+    )
+    if not gone or len(gone) == len(evidence.logs):  # all gone: the whole job was ended, that tells nothing
+        return None
+    doing = _doing(evidence, gone[0])
+    said = f"the process of {_named(evidence, gone)} is gone without a word, {doing}"
+    return Verdict(Cause.DEAD, gone, said, _awaited_axis(evidence, found, gone[0]), doing)
+
+
+def _doing(evidence: Evidence, rank: int) -> str:
+    """'in the forward pass of chunk 0, microbatch 1, step 12'."""
+    log = evidence.log_of[rank]
+    action = _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    if log.now.activity == SAVING:
+        return f"while writing the checkpoint after step {log.now.step}"
+    if log.now.activity == STARTING:
+        return "before its first step"
+    return (
+        f"in the {action}, step {log.now.step + 1}"
+        if action
+        else f"outside the schedule's actions, step {log.now.step + 1}"
+    )
+
+
+def _awaited_axis(evidence: Evidence, found: Waiting, rank: int) -> str | None:
+    """The axis on which others wait for a rank (most of them)."""
+    axes = Counter(evidence.groups[w.group].axis for w in found.waits.values() if rank in w.laggards)
+    return axes.most_common(1)[0][0] if axes else None
+
+
+def _of_root(evidence: Evidence, states: dict[int, ProcessState], found: Waiting, now_ns: int) -> Verdict | None:
+    if found.root is None:
+        return None
+    root, first = found.root, found.waits[found.chain[0]]
+    log, state = evidence.log_of.get(root), states.get(root, ProcessState.UNKNOWN)
+    waits = _waits_in(evidence, first, now_ns)
+    behind_s = max(0.0, (now_ns - first.since_ns) / 1e9)
+    if is_over(log, state):
+        ended = "has left the job" if log is None or log.now.activity != FAILED else "failed"
+        cause, said = Cause.DEAD, f"{waits} for {evidence.name(root)}, which {ended}"
+    elif state is ProcessState.STOPPED:
+        cause, said = (
+            Cause.STOPPED,
+            f"{waits} for {evidence.name(root)}, whose process is stopped, {_doing(evidence, root)}",
+        )
+    else:
+        cause, said = Cause.WAITED_FOR, f"{waits} for {evidence.name(root)}, which is still {_doing(evidence, root)}"
+    last = found.waits[found.chain[-2]] if len(found.chain) > 1 else first
+    details = [f"{found.behind} ranks wait for it, directly or through others"]
+    slow = slow_rank(evidence)
+    if slow is not None and slow.rank == root:
+        details.append(f"it was the slowest rank in {slow.slowest_in} of the last {slow.steps} steps")
+    action = None if log is None else _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    group = evidence.groups[last.group]
+    return Verdict(cause, (root,), said, group.axis, action, group.ranks, behind_s, found.chain, tuple(details))
+
+
+def _waits_in(evidence: Evidence, wait: Wait, now_ns: int) -> str:
+    """'dp1 pp2 tp0 (rank 20, node-3) has waited 41 s in the backward pass of chunk 2, microbatch 3 (pp)'."""
+    log = evidence.log_of[wait.rank]
+    action = _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    since = max(0.0, (now_ns - wait.since_ns) / 1e9)
+    place = f" in the {action}" if action else ""
+    axis = evidence.groups[wait.group].axis
+    return f"{evidence.name(wait.rank)} has waited {since:.0f} s{place} (axis {axis})"
+
+
+def _of_transit(evidence: Evidence, found: Waiting, now_ns: int) -> Verdict | None:
+    if not found.in_transit:
+        return None
+    first = found.in_transit[0]
+    group = evidence.groups[first.group]
+    ends = (first.rank, first.peer) if first.peer >= 0 else group.ranks
+    hosts = sorted({evidence.log_of[r].identity.host for r in ends if r in evidence.log_of})
+    between = f"between {hosts[0]} and {', '.join(hosts[1:])}" if len(hosts) > 1 else f"inside {hosts[0]}"
+    said = f"{_waits_in(evidence, first, now_ns)} for what all {len(ends)} ranks have called: nothing arrives {between}"
+    behind_s = max(0.0, (now_ns - first.since_ns) / 1e9)
+    return Verdict(Cause.NETWORK, tuple(ends), said, group.axis, None, group.ranks, behind_s)
+
+
+def _of_circle(evidence: Evidence, found: Waiting) -> Verdict | None:
+    if not found.circle:
+        return None
+    axes = [evidence.groups[found.waits[r].group].axis for r in found.circle]
+    steps = " -> ".join(f"{evidence.coordinates(r)} (axis {a})" for r, a in zip(found.circle, axes, strict=True))
+    said = f"ranks wait for one another in a circle: {steps} -> {evidence.coordinates(found.circle[0])}"
+    deviation = first_deviation(evidence, found.circle)
+    if deviation is not None:
+        called, due = deviation
+        rank, group = int(evidence.rank[called]), evidence.groups[int(evidence.group[due])]
+        left = (
+            f"{evidence.name(rank)} called {_call(evidence, called)} where {_call(evidence, due)} was due, as in the "
+        )
+        left += f"step before (axis {group.axis}): swapped, or left out"
+        return Verdict(
+            *(Cause.ORDER, (rank,), left, group.axis, _action(evidence, called), group.ranks),
+            chain=found.circle,
+            details=(said,),
+        )
+    return Verdict(Cause.CIRCLE, found.circle, said, axes[0], chain=found.circle)
+
+
+def _of_slow(evidence: Evidence) -> Verdict | None:
+    slow = slow_rank(evidence)
+    if slow is None:
+        return None
+    said = (
+        f"nothing stands still; {evidence.name(slow.rank)} was the slowest rank in {slow.slowest_in} of the last "
+        f"{slow.steps} steps: {slow.ratio:.1f} times the own time of its stage's other ranks"
+    )
+    return Verdict(Cause.SLOW, (slow.rank,), said)
+
+
+def _nothing(evidence: Evidence) -> Verdict:
+    over = sum(log.now.activity == ENDED for log in evidence.logs)
+    state = "the job has ended" if over == len(evidence.logs) else "all ranks go on"
+    step = max(log.now.step for log in evidence.logs)
+    return Verdict(Cause.NOTHING, (), f"nothing stands still: {state}, after step {step}")
