@@ -82,8 +82,8 @@ def calibrated() -> Cluster:
     report = report_links(many, start, others=(few,))
     rate, link = device.peak_flops["fp32"] / 1e9, report.intra
     print(
-        f"calibrated: {rate:.1f} GFLOP/s a core, {link.bandwidth / 1e6:.0f} MB/s and {link.latency_s * 1e6:.0f} us a hop;"
-        f" errors on what was measured: steps {fit.step_error:.1%}, collectives {report.error:.1%}",
+        f"calibrated: {rate:.1f} GFLOP/s a core, {link.bandwidth / 1e6:.0f} MB/s and {link.latency_s * 1e6:.0f} us "
+        f"a hop; errors on what was measured: steps {fit.step_error:.1%}, collectives {report.error:.1%}",
         flush=True,
     )
     return measured_cluster(report, start, "here")
