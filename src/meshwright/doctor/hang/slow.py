@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +27,10 @@ class SlowRank:
 def slow_rank(evidence: Evidence) -> SlowRank | None:
     """The rank that is slowest in most of the steps that all logs hold, where it is clearly so."""
     tables = {log.identity.rank: log.steps for log in evidence.logs}
-    common = set.intersection(*(set(table["step"].tolist()) for table in tables.values()))
-    if len(common) < LEAST_STEPS or len(tables) < 2:
+    counts = Counter(int(step) for table in tables.values() for step in table["step"].tolist())
+    steps, ranks = sorted(step for step, count in counts.items() if count == len(tables)), sorted(tables)
+    if len(steps) < LEAST_STEPS or len(ranks) < 2:
         return None
-    steps, ranks = sorted(common), sorted(tables)
     own = np.empty((len(ranks), len(steps)))
     for i, rank in enumerate(ranks):
         table = tables[rank][np.isin(tables[rank]["step"], steps)]
