@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshwright import hardware, models
-from meshwright.cost.evaluate import estimate, evaluate
+from meshwright.cost.evaluate import CHUNK_ROWS, estimate, evaluate
 from meshwright.cost.stack import default_stack
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import HybridParallelConfig, Recompute
@@ -81,7 +81,7 @@ def evaluation_rate(rows_wanted: int) -> dict[str, float]:
         while done < rows_wanted:
             for name, cluster_name, gpus, seq, batch in list(SEARCHES.values())[:3]:
                 model, cluster = models.load(name), hardware.load(cluster_name, gpus=gpus)
-                for _, chunk in space(model, cluster, seq, gpus, batch).chunks():
+                for _, chunk in space(model, cluster, seq, gpus, batch).chunks(CHUNK_ROWS):
                     start = time.process_time()
                     evaluate(model, cluster, Workload(seq=seq), chunk, prune=prune)
                     seconds += time.process_time() - start

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.dp)
 
-    @property
+    @cached_property
     def microbatches(self) -> IntArray:
         return self.global_batch // (self.dp * self.micro_batch)
 
@@ -104,12 +105,16 @@ class Candidates:
 
     def take(self, rows: IntArray | BoolArray) -> Candidates:
         """The chosen rows, in the order given."""
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("precision", "splits")}
+        chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        picked = {name: getattr(self, name).take(chosen) for name in COLUMNS}
         splits = self.splits
         if splits is not None:
-            index = np.arange(len(self))[rows]
-            splits = tuple(splits[int(i)] for i in index)
+            splits = tuple(splits[int(i)] for i in chosen)
         return Candidates(**picked, precision=self.precision, splits=splits)
+
+
+COLUMNS = tuple(f.name for f in fields(Candidates) if f.name not in ("precision", "splits"))
+"""The arrays of a `Candidates`."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def runs(candidates: Candidates) -> Runs:
     n = len(candidates)
     changed = np.zeros(n, dtype=np.bool_)
     changed[:1] = True
-    for name in (f.name for f in fields(candidates) if f.name not in (*STATE_KNOBS, "precision", "splits")):
+    for name in (name for name in COLUMNS if name not in STATE_KNOBS):
         column = getattr(candidates, name)
         changed[1:] |= column[1:] != column[:-1]
     splits = candidates.splits
@@ -197,4 +202,4 @@ def codes(values: IntArray | BoolArray) -> tuple[IntArray, int]:
     table = np.zeros(top, dtype=np.int64)
     table[whole] = 1
     order = np.cumsum(table)
-    return (order - 1)[whole], int(order[-1])
+    return (order - 1).take(whole), int(order[-1])

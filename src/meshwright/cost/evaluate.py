@@ -31,7 +31,7 @@ from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
 
-CHUNK_ROWS = 131_072
+CHUNK_ROWS = 524_288
 """Rows priced at once: the working set of a chunk stays in a few hundred MB."""
 
 

@@ -44,7 +44,7 @@ class Stages:
 
     def take(self, rows: IntArray) -> Stages:
         """The roles of the chosen rows."""
-        return Stages(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return Stages(**{f.name: getattr(self, f.name).take(rows, axis=0) for f in fields(self)})
 
 
 @dataclass(frozen=True)
