@@ -28,6 +28,7 @@ def app() -> typer.Typer:
         catalogues,
         doctor,
         estimate,
+        export,
         layout,
         parity,
         plan,
@@ -50,6 +51,7 @@ def app() -> typer.Typer:
     made.command("layout")(layout.layout)
     made.command("scale")(scale.scale)
     made.command("validate")(validate.validate)
+    made.command("export")(export.export)
     made.command("parity")(parity.parity)
     made.command("train")(train.train)
     made.command("calibrate")(calibrate.calibrate)

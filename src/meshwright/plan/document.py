@@ -22,6 +22,7 @@ from meshwright.errors import InputError
 from meshwright.hardware import Cluster
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.models import ModelSpec
+from meshwright.plan.files import write_text
 from meshwright.plan.sections import (
     AnyWorkload,
     ClusterSection,
@@ -121,21 +122,7 @@ class Plan(Section):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all."""
-        target = Path(path)
-        if not target.name or target.is_dir():
-            raise InputError(f"{target}: is a folder; give the name of a file, like plan.yaml")
-        if target.exists() and not target.is_file():  # renaming over it would replace the device itself
-            raise InputError(f"{target}: is a device or pipe; give the name of a file, like plan.yaml")
-        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(self.to_yaml())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
+        write_text(Path(path), self.to_yaml())
 
     def digest(self) -> str:
         """SHA-256 over what must agree between ranks: model, workload, parallel config and training options.
