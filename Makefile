@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -84,6 +84,10 @@ doctor-check: $(STAMP)
 ## make closing-the-loop this machine calibrated once, 12 layouts predicted and trained: error, ranking, regret (10 min)
 closing-the-loop: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.closing_the_loop
+
+## make test-serving     vLLM's CPU build in an environment of its own: tp2, pp2, tp2 x pp2, dp2 against transformers (Linux)
+test-serving: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.test_serving
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -26,13 +26,16 @@ def app() -> typer.Typer:
     from meshwright.commands import (
         calibrate,
         catalogues,
+        check_serving,
         doctor,
         estimate,
         export,
+        generate,
         layout,
         parity,
         plan,
         scale,
+        serve,
         train,
         validate,
         version,
@@ -56,6 +59,9 @@ def app() -> typer.Typer:
     made.command("train")(train.train)
     made.command("calibrate")(calibrate.calibrate)
     made.add_typer(doctor.doctor)
+    made.command("generate")(generate.generate)
+    made.command("serve")(serve.serve)
+    made.command("check-serving")(check_serving.check_serving)
     made.command("models")(catalogues.models)
     made.command("clusters")(catalogues.clusters)
     return made

@@ -215,7 +215,7 @@ def build_engine(
     shards = config.zero > 0 and groups.axis("zero_shard").size > 1
     stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
     context = ContextShard(groups.axis("cp"), options.seq, options.context_variant) if config.cp > 1 else None
-    chunks, parameters = _build_chunks(config, model_config, groups, source, options, schedule, stored, context)
+    chunks, parameters = build_chunks(config, model_config, groups, source, options, schedule, stored, context)
     if shards:
         for module in chunks.values():
             shard_chunk(module, groups, config.zero, None if stored == compute else compute)
@@ -271,7 +271,7 @@ def _refuse_unsupported(config: HybridParallelConfig, model_config: Any, options
         raise InputError(f"precision {config.precision} cannot be trained here; use one of {known}")
 
 
-def _build_chunks(
+def build_chunks(
     config: HybridParallelConfig,
     model_config: Any,
     groups: ProcessGroupManager,

@@ -101,19 +101,19 @@ class StageModule(nn.Module):
             batch, seq = inputs.shape[0], inputs.shape[1] * self._sequence_shards
         held = torch.arange(seq) if self.context is None else self.context.own_positions()
         positions = held.to(inputs.device).unsqueeze(0)
-        hidden = self._embed(inputs, positions) if self.plan.first else inputs
+        hidden = self.embed(inputs, positions) if self.plan.first else inputs
         proxy = hidden.new_empty((batch, seq, 1))  # tells masks and rotary embeddings the whole shape and dtype
         masks: dict[str, Tensor | None] = {}
         rotations: dict[str | None, Any] = {}
         for index, layer in self.layers.items():
-            kind = self._layer_type(int(index))
+            kind = self.layer_type(int(index))
             rotary_kind = kind if self.family.rotary_by_layer else None
             if kind not in masks:
                 masks[kind] = self._mask(kind, proxy, positions) if self.context is None else None
             keywords: dict[str, Any] = {"attention_mask": masks[kind], "position_ids": positions}
             if self.family.rotary:
                 if rotary_kind not in rotations:
-                    rotations[rotary_kind] = self._rotate(rotary_kind, proxy, positions)
+                    rotations[rotary_kind] = self.rotate(rotary_kind, proxy, positions)
                 keywords["position_embeddings"] = rotations[rotary_kind]
             hidden = layer(hidden, **keywords)
         return self._loss(hidden, labels) if self.plan.last and labels is not None else self._logits_or_hidden(hidden)
@@ -123,9 +123,9 @@ class StageModule(nn.Module):
         return self.region.axis.size if self.region.sequence_parallel else 1
 
     def _logits_or_hidden(self, hidden: Tensor) -> Tensor:
-        return self._logits(hidden) if self.plan.last else hidden
+        return self.logits(hidden) if self.plan.last else hidden
 
-    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         hidden = self.decoder.get_submodule(self.family.embedding)(tokens)
         if self.family.position_embedding:
             own_positions = self.region.own_tokens(positions)
@@ -134,7 +134,7 @@ class StageModule(nn.Module):
             hidden = self.decoder.get_submodule(self.family.embedding_dropout)(hidden)
         return hidden
 
-    def _layer_type(self, index: int) -> str:
+    def layer_type(self, index: int) -> str:
         """'full_attention' or 'sliding_attention'."""
         if self.family.layer_mask == "by layer":
             return str(self.config.layer_types[index])
@@ -147,11 +147,11 @@ class StageModule(nn.Module):
             config=self.config, inputs_embeds=proxy, attention_mask=None, past_key_values=None, position_ids=positions
         )
 
-    def _rotate(self, kind: str | None, proxy: Tensor, positions: Tensor) -> Any:
+    def rotate(self, kind: str | None, proxy: Tensor, positions: Tensor) -> Any:
         rotary = self.decoder.get_submodule(self.family.rotary or "")
         return rotary(proxy, positions) if kind is None else rotary(proxy, positions, kind)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """[b, s, v/tp]"""
         normed = self.decoder.get_submodule(self.family.final_norm)(hidden)
         logits = self.head(self.region.enter(normed, HEAD_INPUT))
@@ -159,7 +159,7 @@ class StageModule(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = self._logits(hidden)
+        logits = self.logits(hidden)
         first_row = self.head.slices["weight"].start
         flat = logits.reshape(-1, logits.shape[-1])
         return vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
