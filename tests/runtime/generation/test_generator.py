@@ -65,6 +65,14 @@ def test_other_families_agree_with_windows_and_learned_positions(family: str):
     assert done.tokens == transformers_tokens(family)
 
 
+@pytest.mark.parametrize(
+    "layout", [{"tp": 2, "ep": 2}, {"tp": 2, "pp": 2, "dp": 2, "ep": 2}, {"tp": 2, "expert_tp": 2}]
+)
+def test_mixtral_agrees_with_its_experts_spread_or_cut(layout: dict[str, Any]):
+    done = generate_forked(job("mixtral", layout))
+    assert done.tokens == transformers_tokens("mixtral")
+
+
 def test_fewer_kv_heads_than_ranks_share_a_head():
     done = generate_forked(job("llama", {"tp": 4}))
     assert done.tokens == transformers_tokens("llama")

@@ -20,9 +20,9 @@ from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
 from meshwright.ledger import Phase, TrafficEntry
 from meshwright.runtime.engine import COMPUTE_DTYPES, EngineOptions, build_chunks, pipeline_schedule
-from meshwright.runtime.families import family_of
+from meshwright.runtime.families import expert_count, family_of
 from meshwright.runtime.generation.checkpoint_weights import CheckpointWeights
-from meshwright.runtime.generation.pipeline import Batch, GenerationPipeline
+from meshwright.runtime.generation.pipeline import FILLER, Batch, GenerationPipeline
 from meshwright.runtime.generation.progress import GenerationProgress
 from meshwright.runtime.generation.sampler import Sampling
 from meshwright.runtime.launch import Device, run_ranks
@@ -137,7 +137,7 @@ def generate_rank(job: GenerationJob, device: Device) -> RankResult:
     assert isinstance(back, dist.ProcessGroup)
     mine = range(groups.axis("dp").rank, len(job.prompts), config.dp)
     first = groups.rank == 0
-    own_batches = batches(job, list(mine), config.pp, device.torch)
+    own_batches = batches(job, list(mine), config, device.torch)
     dist.barrier()
     started = time.perf_counter()
     share = len(mine) * job.new_tokens
@@ -157,18 +157,22 @@ def generate_rank(job: GenerationJob, device: Device) -> RankResult:
         with groups.recorder.during(Phase.FORWARD):
             pipeline.run(own_batches, max(1, min(config.pp, len(own_batches))))
     seconds = time.perf_counter() - started
-    found = {n: new for batch in own_batches for n, new in zip(batch.numbers, batch.new, strict=True)}
+    answers = ((n, new) for batch in own_batches for n, new in zip(batch.numbers, batch.new, strict=True))
+    found = {number: new for number, new in answers if number != FILLER}
     speaks = groups.axis("tp").is_first and pp.is_first
     return RankResult(found if speaks else {}, seconds, groups.recorder.traffic())
 
 
-def batches(job: GenerationJob, numbers: Sequence[int], stages: int, device: torch.device) -> list[Batch]:
+def batches(
+    job: GenerationJob, numbers: Sequence[int], config: HybridParallelConfig, device: torch.device
+) -> list[Batch]:
     """A replica's prompts in batches: at least one per stage where there are enough."""
     if not numbers:
         return []
-    size = job.batch or max(1, min(LARGEST_BATCH, -(-len(numbers) // stages)))
+    size = job.batch or max(1, min(LARGEST_BATCH, -(-len(numbers) // config.pp)))
     cut = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    return [Batch.of(part, [job.prompts[n] for n in part], job.new_tokens, device) for part in cut]
+    multiple = config.tp if expert_count(job.model_config, family_of(job.model_config)) else 1
+    return [Batch.of(part, [job.prompts[n] for n in part], job.new_tokens, device, multiple) for part in cut]
 
 
 def weight_source(job: GenerationJob) -> WeightSource:

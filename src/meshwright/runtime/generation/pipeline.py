@@ -24,11 +24,13 @@ from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.stage import StageModule
 
 HIDDEN, TOKENS = "hidden states", "new tokens"
+FILLER = -1
 
 
 @dataclass
 class Batch:
-    """Prompts that are read and continued together. `numbers`: theirs in the job; `tokens` [b, q], padded left."""
+    """Prompts that are read and continued together. `numbers`: theirs in the job, FILLER for rows that only fill the
+    batch; `tokens` [b, q], padded left."""
 
     numbers: tuple[int, ...]
     tokens: Tensor
@@ -39,22 +41,31 @@ class Batch:
     last: Tensor | None = None
 
     @classmethod
-    def of(cls, numbers: Sequence[int], prompts: Sequence[Sequence[int]], most: int, device: torch.device) -> Batch:
-        """`most`: new tokens per sequence at most."""
+    def of(
+        cls,
+        numbers: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        device: torch.device,
+        multiple: int = 1,
+    ) -> Batch:
+        """`most`: new tokens per sequence at most. Rows are filled up to a multiple, as experts over tp want."""
+        missing = -len(prompts) % multiple
+        numbers, prompts = (*numbers, *[FILLER] * missing), (*prompts, *[prompts[-1]] * missing)
         longest = max(len(p) for p in prompts)
         padding = [longest - len(p) for p in prompts]
         rows = [[0] * empty + list(p) for empty, p in zip(padding, prompts, strict=True)]
         tokens = torch.tensor(rows, dtype=torch.long, device=device)
         pad = torch.tensor(padding, dtype=torch.long, device=device)
-        return cls(tuple(numbers), tokens, pad, KVCache(pad, longest + most), [[] for _ in prompts])
+        return cls(numbers, tokens, pad, KVCache(pad, longest + most), [[] for _ in prompts])
 
     def take(self, tokens: Tensor, ends: frozenset[int]) -> int:
         """Note a token per sequence that has not ended; returns how many were noted."""
         taken = 0
-        for own, token in zip(self.new, tokens.tolist(), strict=True):
+        for number, own, token in zip(self.numbers, self.new, tokens.tolist(), strict=True):
             if not (own and own[-1] in ends):
                 own.append(int(token))
-                taken += 1
+                taken += number != FILLER
         self.last = tokens
         return taken
 
