@@ -101,3 +101,26 @@ def test_what_makes_no_sense_is_refused(meshwright: Callable[..., Any], extra: l
 def test_requests_without_serve_are_refused(meshwright: Callable[..., Any]) -> None:
     done = meshwright(*[word for word in JOB if word != "--serve"])
     assert (done.code, done.out, done.err) == (2, "", "meshwright: --prompt is about serving: give --serve too\n")
+
+
+def test_formats_prefixes_and_chunks_reach_the_plan_and_vllm(meshwright: Callable[..., Any], tmp_path: Path):
+    plan = tmp_path / "plan.yaml"
+    asked = ("--serve", "--cluster", "h100-sxm", "--nodes", 1, "--prompt", 1024, "--output", 256)
+    formats = ("--kv-format", "fp8", "--weight-format", "int4", "--prefix-hit-rate", 0.5, "--pass-tokens", 2048)
+    done = meshwright("plan", "llama-3.1-8b", *asked, *formats, "--plot", "-o", plan)
+    assert done.code == 0, done.err
+    assert "vLLM's KV cache under plan 1" in done.out
+    assert "tokens/s per user" in done.out
+    shown = meshwright("serve", plan, "--show", "--json")
+    command = json.loads(shown.out)["processes"][0]["command"]
+    assert "--kv-cache-dtype fp8" in command
+    assert "--max-num-batched-tokens 2048" in command
+    assert meshwright("estimate", plan).code == 0
+
+
+def test_serving_options_that_cannot_be_are_one_line(meshwright: Callable[..., Any]):
+    asked = ("plan", "llama-3.1-8b", "--serve", "--cluster", "h100-sxm", "--prompt", 64, "--output", 64)
+    for option, value in (("--kv-format", "fp5"), ("--weight-format", "q8"), ("--prefix-hit-rate", 1.0)):
+        done = meshwright(*asked, option, value)
+        assert done.code == 2
+        assert option in done.err

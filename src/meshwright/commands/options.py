@@ -159,4 +159,19 @@ TraceOut: TypeAlias = Annotated[
     Path | None,
     typer.Option("--trace", help="Simulate the step and write its timeline, a Chrome trace.", rich_help_panel=OUTPUT),
 ]
+KvFormat: TypeAlias = Annotated[
+    str | None, typer.Option("--kv-format", help="16-bit, or fp8: one byte per cached element.", metavar="bf16|fp8",
+                             rich_help_panel=SERVING, show_default="bf16")
+]  # fmt: skip
+WeightFormat: TypeAlias = Annotated[
+    str | None, typer.Option("--weight-format", help="Of the products' weights alone; they are computed in 16 bits.",
+                             metavar="fp8|int8|int4", rich_help_panel=SERVING, show_default="as --precision")
+]  # fmt: skip
+PrefixHits: TypeAlias = Annotated[
+    float | None, typer.Option("--prefix-hit-rate", help="Share of prompt tokens found in the cache.", metavar="0..1",
+                               rich_help_panel=SERVING, show_default="0")
+]  # fmt: skip
+PassTokens: TypeAlias = Annotated[
+    int | None, _size("--pass-tokens", "Most tokens of one forward pass: longer prompts are read in chunks.", SERVING)
+]
 Plot: TypeAlias = Annotated[bool, typer.Option("--plot", help="Draw memory against speed too.", rich_help_panel=OUTPUT)]

@@ -51,6 +51,10 @@ def plan(
     output_tokens: o.Output = None,
     ttft_ms: o.TtftMs = None,
     tpot_ms: o.TpotMs = None,
+    kv_format: o.KvFormat = None,
+    weight_format: o.WeightFormat = None,
+    prefix_hit_rate: o.PrefixHits = None,
+    pass_tokens: o.PassTokens = None,
     out: o.PlanOut = None,
     plot: o.Plot = False,
     as_json: o.Json = False,
@@ -76,14 +80,14 @@ def plan(
         sequence_parallel=None if sp is None else (sp,),
         precision=precision or HybridParallelConfig().precision,
     )
-    requests = Requests(prompt, output_tokens, ttft_ms, tpot_ms)
+    requests = Requests(prompt, output_tokens, ttft_ms, tpot_ms, kv_format, weight_format, prefix_hit_rate, pass_tokens)
     if serve:
         refuse_training_options({
             "--seq": seq, "--global-batch": global_batch, "--cp": cp, "--vpp": vpp, "--micro-batch": micro_batch,
             "--zero": zero, "--recompute": recompute, "--schedule": schedule, "--sp": sp, "--optimizer": optimizer,
             "--flash": flash, "--dropout": dropout,
         })  # fmt: skip
-        return plan_serving(model, machine, requests, fixed, objective, top, stack, out, as_json)
+        return plan_serving(model, machine, requests, fixed, objective, top, stack, out, plot, as_json)
     requests.refuse_without_serve()
     job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
     batch = needed("--global-batch", global_batch, 512)

@@ -15,7 +15,8 @@ from meshwright.commands.jobs import ClusterOptions, section_of
 from meshwright.cost.from_plan import serving_workload_of
 from meshwright.cost.serving import ServingEstimate, serve_estimate
 from meshwright.cost.serving_stack import ServingStack, serving_stacks
-from meshwright.cost.workload import ServingWorkload
+from meshwright.cost.vllm_cache import predicted_cache
+from meshwright.cost.workload import WEIGHT_FORMAT_BYTES
 from meshwright.errors import InputError, suggestion
 from meshwright.plan import EstimateSummary, Plan
 from meshwright.plan import ServingWorkload as ServingSection
@@ -31,6 +32,7 @@ from meshwright.report.serving_tables import (
 )
 
 DEFAULT_ENGINE = "vllm"
+KV_BYTES = {"bf16": 2.0, "fp8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,45 @@ class Requests:
     output: int | None
     ttft_ms: float | None
     tpot_ms: float | None
+    kv_format: str | None = None
+    weight_format: str | None = None
+    prefix_hit_rate: float | None = None
+    pass_tokens: int | None = None
 
     def refuse_without_serve(self) -> None:
         """These options mean nothing for training."""
         for option, value in (("--prompt", self.prompt), ("--output", self.output), ("--ttft-ms", self.ttft_ms),
-                              ("--tpot-ms", self.tpot_ms)):  # fmt: skip
+                              ("--tpot-ms", self.tpot_ms), ("--kv-format", self.kv_format),
+                              ("--weight-format", self.weight_format), ("--pass-tokens", self.pass_tokens),
+                              ("--prefix-hit-rate", self.prefix_hit_rate)):  # fmt: skip
             if value is not None:
                 raise InputError(f"{option} is about serving: give --serve too")
 
-    def workload(self) -> ServingWorkload:
-        return ServingWorkload(
-            prompt=needed("--prompt", self.prompt, 1024),
-            output=needed("--output", self.output, 256),
-            ttft_s=milliseconds("--ttft-ms", self.ttft_ms),
-            tpot_s=milliseconds("--tpot-ms", self.tpot_ms),
-        )
+    def section(self, engine: str | None) -> ServingSection:
+        """The same as a section of a plan: what is planned is what is written."""
+        rate = self.prefix_hit_rate
+        if rate is not None and not 0.0 <= rate < 1.0:
+            raise InputError(f"--prefix-hit-rate {rate:g} is no share; give 0 to below 1, like 0.5")
+        kv_bytes = None if self.kv_format is None else KV_BYTES[_choice("--kv-format", self.kv_format, KV_BYTES)]
+        weights = self.weight_format
+        return ServingSection.model_validate({
+            "kind": "serving",
+            "prompt": needed("--prompt", self.prompt, 1024),
+            "output": needed("--output", self.output, 256),
+            "ttft_s": milliseconds("--ttft-ms", self.ttft_ms),
+            "tpot_s": milliseconds("--tpot-ms", self.tpot_ms),
+            "kv_bytes_per_element": kv_bytes,
+            "weight_format": None if weights is None else _choice("--weight-format", weights, WEIGHT_FORMAT_BYTES),
+            "prefix_hit_rate": rate,
+            "pass_tokens": self.pass_tokens,
+            "stack": engine,
+        })  # fmt: skip
+
+
+def _choice(option: str, given: str, known: Mapping[str, float]) -> str:
+    if given.lower() not in known:
+        raise InputError(f"{option} {given!r}: use one of {', '.join(known)}")
+    return given.lower()
 
 
 def refuse_training_options(given: Mapping[str, object]) -> None:
@@ -84,17 +110,15 @@ def plan_serving(
     top: int,
     engine: str | None,
     out: Path | None,
+    plot: bool,
     as_json: bool,
 ) -> int:
     """Search the ways to serve, print them, write the best."""
-    spec, machine, workload = load_model(model), cluster.load(), requests.workload()
     stack = load_engine(engine)
+    section = requests.section(None if stack.name == DEFAULT_ENGINE else stack.name)
+    spec, machine, workload = load_model(model), cluster.load(), serving_workload_of(section)
     found = serving_search(spec, machine, workload, objective, top, fixed, stack)
     if out is not None and found.best:
-        section = ServingSection(
-            kind="serving", prompt=workload.prompt, output=workload.output, ttft_s=workload.ttft_s,
-            tpot_s=workload.tpot_s, stack=None if stack.name == DEFAULT_ENGINE else stack.name,
-        )  # fmt: skip
         best = found.best[0]
         summary = EstimateSummary(tokens_per_s_per_gpu=best.tokens_per_s_per_gpu)
         Plan.from_parts(
@@ -103,7 +127,8 @@ def plan_serving(
     if as_json:
         output.show_json(serving_document(spec, machine, workload, found))
     else:
-        output.show(serving_report(serving_line(spec, machine, workload), found))
+        cache = predicted_cache(spec, machine, workload, found.best[0]) if found.best else None
+        output.show(serving_report(serving_line(spec, machine, workload), found, cache, plot))
     return 0 if found.best else 1
 
 

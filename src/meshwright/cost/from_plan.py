@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from meshwright import plan
-from meshwright.cost.workload import Optimizer, ServingWorkload, Workload
+from meshwright.cost.workload import WEIGHT_FORMAT_BYTES, Optimizer, ServingWorkload, Workload
 from meshwright.errors import InputError, suggestion
 
 
@@ -30,6 +31,10 @@ def serving_workload_of(section: plan.ServingWorkload) -> ServingWorkload:
     workload = ServingWorkload(
         prompt=section.prompt, output=section.output, ttft_s=section.ttft_s, tpot_s=section.tpot_s
     )
-    if section.kv_bytes_per_element is None:
-        return workload
-    return replace(workload, kv_bytes_per_element=section.kv_bytes_per_element)
+    given: dict[str, Any] = {
+        "kv_bytes_per_element": section.kv_bytes_per_element,
+        "weight_bytes": None if section.weight_format is None else WEIGHT_FORMAT_BYTES[section.weight_format],
+        "prefix_hit_rate": section.prefix_hit_rate,
+        "pass_tokens": section.pass_tokens,
+    }
+    return replace(workload, **{name: value for name, value in given.items() if value is not None})

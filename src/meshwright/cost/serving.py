@@ -8,7 +8,7 @@ with continuous batching (Yu et al. 2022, "Orca"; prompts are chunked into the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -91,6 +91,9 @@ def serve_arrays(
 ) -> ServingArrays:
     """Memory, latency and throughput of every candidate."""
     stack = serving_stacks()["vllm"] if stack is None else stack
+    if workload.pass_tokens is not None:
+        stack = replace(stack, max_tokens=workload.pass_tokens)
+    weight_bytes = workload.weight_bytes if weight_bytes is None else weight_bytes
     roles = stages(model, candidates)
     x = engine(
         model,
@@ -131,12 +134,14 @@ def serve_arrays(
     )
 
 
-def prefill_seconds(x: Engine, prompts: FloatArray, length: float) -> FloatArray:
+def prefill_seconds(x: Engine, prompts: FloatArray, length: float, hit_rate: float = 0.0) -> FloatArray:
     """Reading `prompts` prompts of `length` tokens on one replica until the last stage is done [n]. More tokens than a
-    pass holds run as several passes; a pipeline overlaps them, and may cut finer to do so."""
+    pass holds run as several passes; a pipeline overlaps them, and may cut finer to do so. Tokens found in the cache
+    (`hit_rate`) are not computed; the others still see them, as if of a prompt so much longer."""
     c = x.candidates
+    seen, length = length * (1.0 + hit_rate), length * (1.0 - hit_rate)
     fewest = np.maximum(np.ceil(prompts * length / x.stack.max_tokens), 1.0)
-    size = np.full(len(c), float(length))
+    size = np.full(len(c), seen)
     idle = np.zeros(len(c))
 
     def cut(pieces: FloatArray) -> FloatArray:
@@ -168,7 +173,9 @@ def static_batch_seconds(x: Engine, workload: ServingWorkload, sequences: FloatA
     context."""
     context = np.full(len(x.candidates), workload.prompt + workload.output / 2.0)
     steps = max(workload.output - 1, 0)
-    return prefill_seconds(x, sequences, float(workload.prompt)) + steps * decode_step(x, sequences, context)
+    return prefill_seconds(x, sequences, float(workload.prompt), workload.prefix_hit_rate) + steps * decode_step(
+        x, sequences, context
+    )
 
 
 def _saturated(
@@ -179,9 +186,9 @@ def _saturated(
     decoded token. A pass holds `max_tokens`; a heavier mix runs as more passes."""
     pp = x.candidates.pp.astype(np.float64)
     decoding = sequences / np.minimum(pp, sequences)
-    prompt_tokens = decoding * workload.prompt / workload.output
+    prompt_tokens = decoding * workload.read_tokens / workload.output
     context = np.full(len(x.candidates), workload.prompt + workload.output / 2.0)
-    length = np.full(len(x.candidates), float(max(workload.prompt, 1)))
+    length = np.full(len(x.candidates), max(workload.prompt, 1) * (1.0 + workload.prefix_hit_rate))
     logits = decoding * (1.0 + 1.0 / workload.output)
     per_stage = pass_seconds(x, Batch(prompt_tokens, length, decoding, context, logits))
     slowest = per_stage.max(axis=1)
@@ -191,7 +198,8 @@ def _saturated(
     rate = sequences / tpot
     one = np.minimum(sequences, 1.0)
     # a new prompt waits for the pass under way: half of one on average, none on an idle engine
-    ttft = prefill_seconds(x, one, float(workload.prompt)) + tpot / 2.0 * (1.0 - 1.0 / np.maximum(sequences, 1.0))
+    reading = prefill_seconds(x, one, float(workload.prompt), workload.prefix_hit_rate)
+    ttft = reading + tpot / 2.0 * (1.0 - 1.0 / np.maximum(sequences, 1.0))
     return ttft, tpot, rate * x.stack.occupancy
 
 

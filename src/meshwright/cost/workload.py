@@ -33,10 +33,24 @@ class Workload:
 
 @dataclass(frozen=True)
 class ServingWorkload:
-    """Requests of `prompt` input and `output` generated tokens (means)."""
+    """Requests of `prompt` input and `output` generated tokens (means). `weight_bytes` per element of quantised
+    products (None: as the precision says); `prefix_hit_rate`: share of prompt tokens whose cache is there already;
+    `pass_tokens`: most tokens of one forward pass, longer prompts are read in chunks (None: the engine's)."""
 
     prompt: int
     output: int
     kv_bytes_per_element: float = 2.0
     ttft_s: float | None = None
     tpot_s: float | None = None
+    weight_bytes: float | None = None
+    prefix_hit_rate: float = 0.0
+    pass_tokens: int | None = None
+
+    @property
+    def read_tokens(self) -> float:
+        """Prompt tokens that are computed: those not found in the cache."""
+        return self.prompt * (1.0 - self.prefix_hit_rate)
+
+
+WEIGHT_FORMAT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5 + 2.0 / 128}
+"""Per element of a product's weight: int4 has a 16-bit scale per 128 elements (GPTQ, AWQ)."""

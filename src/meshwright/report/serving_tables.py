@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshwright.cost.serving import ServingEstimate
+from meshwright.cost.vllm_cache import MEMORY_SHARE, VllmCache
 from meshwright.cost.workload import ServingWorkload
 from meshwright.hardware import Cluster
 from meshwright.models import ModelSpec
@@ -21,12 +22,15 @@ from meshwright.report.fitted_table import table
 from meshwright.report.json_documents import config_document, plain
 from meshwright.report.numbers import gib, percent, seconds, whole
 from meshwright.report.plan_tables import reasons_list, spread
+from meshwright.report.plots import Series, plot
 
 Document = dict[str, Any]
 MOST_POINTS = 8
 
 
-def serving_report(heading: str, found: ServingResult) -> RenderableType:
+def serving_report(
+    heading: str, found: ServingResult, cache: VllmCache | None = None, with_plot: bool = False
+) -> RenderableType:
     """The whole answer of a serving search."""
     counts = found.counts
     searched = f"{whole(counts.enumerated)} splits, {whole(counts.evaluated)} priced in {seconds(counts.seconds)}"
@@ -48,7 +52,27 @@ def serving_report(heading: str, found: ServingResult) -> RenderableType:
         Text(),
         front_table(found.pareto),
     ]
+    if cache is not None:
+        parts[4:4] = [Text(cache_line(cache))]
+    if with_plot:
+        parts += [Text(), Text(front_plot(found.pareto))]
     return Group(*parts)
+
+
+def cache_line(cache: VllmCache) -> str:
+    """What vLLM will print of its KV cache under the best plan."""
+    return (
+        f"vLLM's KV cache under plan 1, on each replica: {whole(cache.blocks)} blocks = {whole(cache.tokens)} tokens, "
+        f"{cache.requests:,.1f} requests of {whole(cache.longest)} tokens at once (gpu_memory_utilization "
+        f"{MEMORY_SHARE})"
+    )
+
+
+def front_plot(points: Sequence[ServingPoint]) -> str:
+    """The front as a picture: right is faster for the user, up is more per GPU."""
+    user = [p.tokens_per_s_per_user for p in points]
+    front = Series("best splits", user, [p.tokens_per_s_per_gpu for p in points])
+    return plot([front], x_label="tokens/s per user", y_label="tokens/s per GPU", log_x=True, y_from=0.0)
 
 
 def ranked_table(plans: Sequence[ServingEstimate], title: str) -> Table:
