@@ -35,6 +35,9 @@ ZB_H1 = {"schedule": Schedule.ZB_H1}
 ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
 DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
 
+BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+FEW_TOKENS = {"num_local_experts": 16, "num_experts_per_tok": 1}
+
 CP_FAMILIES = [(2, "llama"), (4, "llama"), (2, "mistral"), (4, "gemma3_text"), (2, "gpt2"), (2, "gpt_neox")]
 
 CHOSEN = [
@@ -67,6 +70,7 @@ CHOSEN = [
         layout(ep=2, expert_tp=2, tp=2, dp=2, sequence_parallel=True, zero=2),
         "mixtral",
     ),
+    Case("load-balancing loss, ep2 over dp2 x tp2", layout(ep=2, dp=2, tp=2), "mixtral", BALANCED),
     Case("ep4 x dp4", layout(ep=4, dp=4, global_batch=4), "qwen3_moe"),
     Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
 ]
@@ -166,11 +170,14 @@ def _experts() -> list[Case]:
         Case("ep4 x cp2 x dp2 all-to-all", layout(ep=4, cp=2, dp=2), "qwen3_moe", variant=ALL_TO_ALL),
         Case("ep2 x cp2, latent attention", layout(ep=2, cp=2), "deepseek_v3"),
         Case("one expert per token, ranks without tokens", layout(ep=4, dp=4, global_batch=4), "mixtral", FEW_TOKENS),
+        Case(
+            "load-balancing loss, cp2 x tp2 sp", layout(ep=2, cp=2, tp=2, sequence_parallel=True), "mixtral", BALANCED
+        ),
+        Case(
+            "load-balancing loss, micro batch 2", layout(ep=2, dp=2, micro_batch=2, global_batch=8), "gpt_oss", BALANCED
+        ),
         Case("ep2 x tp4 over 2 KV heads", layout(ep=2, tp=4, sequence_parallel=True), "qwen3_moe"),
     ]
-
-
-FEW_TOKENS = {"num_local_experts": 16, "num_experts_per_tok": 1}
 
 
 def _families() -> list[Case]:

@@ -59,6 +59,7 @@ CASES = [
     ("llama", {"tie_word_embeddings": True}, TP2_PP2_DP2 | {"zero": 3}, {"pp": 2}),
     ("phi3", {"vocab": 97}, {"tp": 2, "dp": 2, "zero": 2}, {"tp": 4}),
     ("gpt2", {"tie_word_embeddings": True}, {"pp": 3, "layer_split": (1, 2, 1)}, {"tp": 2, "sequence_parallel": True}),
+    ("mixtral", {}, {"tp": 2, "dp": 2, "ep": 2, "expert_tp": 2, "zero": 2}, {"pp": 2, "dp": 2, "ep": 2}),
     ("qwen3", {"kv_heads": 1}, {"tp": 4}, {"dp": 4, "zero": 3, "zero_shards": 2}),
 ]
 

@@ -36,7 +36,7 @@ def test_a_right_plan_exits_0_with_one_json_document(tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "mixtral-8x7b"}, "cannot be run"),
+        ({"model": "glm-4.5"}, "cannot be run"),
         ({"dp": 32, "batch": 32}, "64 ranks, more than the 16"),
         ({"model": "no-such-model"}, "no-such-model"),
     ],

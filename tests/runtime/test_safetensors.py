@@ -27,7 +27,11 @@ from .tiny import tiny
 
 def saved_by_transformers(model: Any, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> None:
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(model, dtype=dtype).save_pretrained(folder, **options)
+    whole = AutoModelForCausalLM.from_config(model, dtype=dtype)
+    for name, tensor in whole.state_dict().items():
+        if name.endswith("e_score_correction_bias"):  # a buffer, zero at first
+            tensor.uniform_()
+    whole.save_pretrained(folder, **options)
 
 
 def read_and_save(model: Any, config: HybridParallelConfig, source: Path, target: Path, limit: int) -> int:
@@ -42,6 +46,9 @@ CASES = [
     ("llama", {"tie_word_embeddings": True}, {"tp": 2, "pp": 2, "sequence_parallel": True}, Precision.FP32),
     ("phi3", {"vocab": 97}, {"tp": 2, "pp": 2}, Precision.BF16),
     ("gpt2", {"tie_word_embeddings": True}, {"tp": 2, "dp": 2, "zero": 3}, Precision.FP32),
+    ("mixtral", {}, {"tp": 2, "dp": 2, "ep": 2, "expert_tp": 2, "zero": 2}, Precision.FP32),
+    ("deepseek_v3", {"layers": 2}, {"tp": 2, "ep": 2}, Precision.FP32),
+    ("gpt_oss", {"layers": 2}, {"tp": 2, "expert_tp": 2}, Precision.FP32),
     ("qwen3", {"kv_heads": 1}, {"tp": 2, "dp": 2}, Precision.FP16),
 ]
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

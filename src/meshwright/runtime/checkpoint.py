@@ -36,6 +36,7 @@ from meshwright.plan import Plan
 from meshwright.runtime.checkpoint_files import CheckpointReader, CheckpointWriter
 from meshwright.runtime.engine import Engine
 from meshwright.runtime.files import sync_folder, write_text
+from meshwright.runtime.weights import saved_buffers
 
 STATE_FILE, PLAN_FILE, CONFIG_FILE = "progress.json", "plan.yaml", "config.json"
 FORMAT = 1
@@ -139,7 +140,7 @@ class BoxLoadPlanner(DefaultLoadPlanner):
 
 
 def tensors_of(engine: Engine) -> dict[str, Boxes]:
-    """Weights (the optimizer's masters) and optimizer state of this rank, by name."""
+    """Weights (the optimizer's masters), optimizer state and saved buffers of this rank, by name."""
     engine.optimizer.create_state()
     found: dict[str, Boxes] = {}
     for leaf, parameter in zip(engine.optimizer.leaves, engine.parameters, strict=True):
@@ -151,6 +152,11 @@ def tensors_of(engine: Engine) -> dict[str, Boxes]:
         for kind, tensor in tensors.items():
             boxes = found.setdefault(f"{kind}.{parameter.slice.name}", Boxes(parameter.slice.shape))
             boxes.add(tensor, parameter.offsets, writes)
+    first = engine.groups.axis("tp").is_first and engine.groups.axis("dp_cp").is_first
+    for module in engine.chunks.values():
+        for name, buffer in saved_buffers(module).items():
+            boxes = found.setdefault(f"{WEIGHT}.{name}", Boxes(tuple(buffer.shape)))
+            boxes.add(buffer, (0,) * buffer.dim(), first)
     return found
 
 

@@ -22,7 +22,10 @@ from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.context_parallel import ContextShard, ContextVariant, refuse_dropout
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.dropout import DropoutState
-from meshwright.runtime.expert_parallel import ExpertAxes, ExpertOptions, ExpertRegion, Routing
+from meshwright.runtime.expert_parallel import ExpertAxes, ExpertOptions, ExpertParallelMoE, ExpertRegion, Routing
+from meshwright.runtime.expert_parallel.balance import RouterBalance, has_balance_loss, refuse_balance_over_stages
+from meshwright.runtime.expert_parallel.load import RouterLoad, router_load
+from meshwright.runtime.expert_parallel.module import Load
 from meshwright.runtime.families import expert_count, family_of
 from meshwright.runtime.gradients import clip, complete_gradients, global_norm, gradient_of, scale_expert_gradients
 from meshwright.runtime.optimizer import LocalOptimizer, LossScaler, OptimizerOptions
@@ -44,6 +47,7 @@ from meshwright.schedules.communication import with_communication
 COMPUTE_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 LOSS_AND_TOKENS = "loss and token count"
 LOSS = "loss"
+TOKENS = "token count"
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,24 @@ class Engine:
     def _loss_scale(self) -> float:
         return self.scaler.scale if self.scaler else 1.0
 
+    @property
+    def mixtures(self) -> dict[int, ExpertParallelMoE]:
+        """Expert layers of this rank by their index in the model."""
+        found: dict[int, ExpertParallelMoE] = {}
+        for module in self.chunks.values():
+            for index, layer in module.layers.items():
+                found |= {int(index): part for part in layer.modules() if isinstance(part, ExpertParallelMoE)}
+        return found
+
+    def router_load(self) -> RouterLoad | None:
+        """How the last step's tokens fell on experts and ranks (None: the model has none). On all ranks together."""
+        module = next(iter(self.chunks.values()))
+        experts = expert_count(module.config, module.family)
+        if not experts:
+            return None
+        layers = int(module.config.num_hidden_layers)
+        return router_load(self.mixtures, layers, experts, self.groups.device.torch)
+
     def step(self, tokens: Tensor, labels: Tensor) -> StepResult:
         """Train on this dp rank's sequences [global_batch / dp, seq]; labels are shifted already, -100 is ignored."""
         loss, count = self.gradients(tokens, labels)
@@ -144,11 +166,14 @@ class Engine:
         self.data_parallel.begin()
         for module in self.chunks.values():
             module.dropout.step = self.steps_done
+        for mixture in self.mixtures.values():
+            mixture.load = Load()
         # Gradients are averaged over dp x cp, so each replica scales by its own share of the nominal tokens. Ignored
         # labels make the true count smaller: it is known only after the step's one exchange, which corrects for it.
         nominal = tokens.numel() * self.config.dp
         own = nominal / (self.config.dp * self.config.cp)
         tokens, labels = self._own_tokens(tokens, labels)
+        self._weigh_balance_loss(labels)
         summed = self.executor.run(list(self._microbatches(tokens, labels)), self._loss_scale / own)
         self.data_parallel.finish()
         scale_expert_gradients(self.parameters, self.groups)
@@ -161,6 +186,7 @@ class Engine:
     def evaluate(self, tokens: Tensor, labels: Tensor) -> float:
         """Mean loss of a global batch, forward only: no gradients, and no activation is kept."""
         tokens, labels = self._own_tokens(tokens, labels)
+        self._weigh_balance_loss(labels)
         summed = self.evaluator.run(list(self._microbatches(tokens, labels)))
         return self._global_loss(summed, labels)[0]
 
@@ -178,6 +204,15 @@ class Engine:
         if self.context is None:
             return tokens, labels
         return self.context.own(tokens), self.context.own(labels)
+
+    def _weigh_balance_loss(self, labels: Tensor) -> None:
+        """The load-balancing loss is a mean over microbatches beside a mean over tokens: their number must be known."""
+        balanced = [module.balance for module in self.chunks.values() if module.balance is not None]
+        if balanced:
+            count = (labels != IGNORED).sum().double()
+            all_reduce(count, self.groups.axis("dp_cp"), TOKENS)
+            for balance in balanced:
+                balance.weight = float(count) / (self.config.dp * self.config.num_microbatches)
 
     def _global_loss(self, summed: Tensor | None, labels: Tensor) -> tuple[float, int]:
         """Mean loss and token count of the global batch: one exchange over dp, one to tell the other stages."""
@@ -216,6 +251,9 @@ def build_engine(
     stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
     context = ContextShard(groups.axis("cp"), options.seq, options.context_variant) if config.cp > 1 else None
     chunks, parameters = build_chunks(config, model_config, groups, source, options, schedule, stored, context)
+    if has_balance_loss(model_config):
+        for module in chunks.values():
+            module.watch_routers(_router_balance(model_config, groups))
     if shards:
         for module in chunks.values():
             shard_chunk(module, groups, config.zero, None if stored == compute else compute)
@@ -234,6 +272,16 @@ def build_engine(
     scaler = LossScaler() if compute == torch.float16 else None
     return Engine(
         config, groups, chunks, local, data_parallel, executor, evaluator, optimizer, options, scaler, context
+    )
+
+
+def _router_balance(model_config: Any, groups: ProcessGroupManager) -> RouterBalance:
+    return RouterBalance(
+        expert_count(model_config, family_of(model_config)),
+        int(model_config.num_experts_per_tok),
+        float(model_config.router_aux_loss_coef),
+        groups.axis("tp_cp"),
+        groups.axis("cp").size,
     )
 
 
@@ -263,6 +311,7 @@ def _refuse_unsupported(config: HybridParallelConfig, model_config: Any, options
         raise InputError(
             f"the model has no experts: use ep=1, expert_tp=1 (got ep={config.ep}, expert_tp={config.expert_tp})"
         )
+    refuse_balance_over_stages(model_config, config.pp)
     tokens = config.micro_batch * (options.seq // config.cp)
     if experts and tokens % config.tp:
         raise InputError(f"tp={config.tp} must divide the {tokens} tokens of a microbatch that experts share")

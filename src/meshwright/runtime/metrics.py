@@ -19,6 +19,7 @@ import torch
 
 from meshwright.errors import InputError
 from meshwright.ledger import TrafficEntry
+from meshwright.runtime.expert_parallel.load import RouterLoad
 from meshwright.runtime.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
@@ -38,7 +39,8 @@ class StepMetrics:
     """One step. `step` counts done steps; `loss` is the mean over the global batch; `skipped`: fp16 overflow.
 
     `axis_wait_s`: how long rank 0's host was inside collectives of each axis (on GPUs: until they were enqueued).
-    `peak_memory_bytes`: of rank 0 since its start; on the CPU the resident set of the process.
+    `peak_memory_bytes`: of rank 0 since its start; on the CPU the resident set of the process. `router_load`: of models
+    with experts.
     """
 
     step: int
@@ -55,6 +57,7 @@ class StepMetrics:
     peak_memory_bytes: int
     loss_scale: float | None = None
     skipped: bool = False
+    router_load: RouterLoad | None = None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

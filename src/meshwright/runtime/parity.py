@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.runtime.context_parallel import ContextVariant
 from meshwright.runtime.engine import Engine, EngineOptions, build_engine
+from meshwright.runtime.expert_parallel.balance import has_balance_loss
 from meshwright.runtime.families import family_of
 from meshwright.runtime.float64 import keep_float64, recompute_contexts
 from meshwright.runtime.launch import Device, run_ranks
@@ -126,7 +127,7 @@ def _run_reference(job: ParityJob, folder: Path) -> Reference:
     optimizer = adamw(matrices, others, OPTIMIZER)
     losses: list[float] = []
     for step in range(STEPS):
-        loss = _plain_loss(model, tokens, labels)
+        loss = _plain_loss(model, tokens, labels, job.config.micro_batch)
         loss.backward()
         losses.append(float(loss.detach()))
         if step == 0:
@@ -140,10 +141,18 @@ def _run_reference(job: ParityJob, folder: Path) -> Reference:
     return Reference(losses[0], tuple(losses))
 
 
-def _plain_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+def _plain_loss(model: nn.Module, tokens: Tensor, labels: Tensor, micro_batch: int) -> Tensor:
+    """Mean over tokens, and the mean over microbatches of the model's own load-balancing loss where it has one."""
+    config: Any = model.config
+    balanced = has_balance_loss(config)
     with keep_float64():
-        logits = model(tokens, use_cache=False).logits
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        if not balanced:
+            logits = model(tokens, use_cache=False).logits
+            return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        outputs = [model(part, use_cache=False) for part in tokens.split(micro_batch)]
+        logits = torch.cat([output.logits for output in outputs])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return loss + config.router_aux_loss_coef * torch.stack([output.aux_loss for output in outputs]).mean()
 
 
 def _run_rank(job: ParityJob, folder: Path) -> RankReport:
@@ -192,6 +201,8 @@ def _differences(
 def _copies(parameter: LocalParameter) -> str:
     if parameter.tied:
         return "tied to another stage"
+    if parameter.unit == "expert":
+        return "routed experts, split over ep" + (" and expert_tp" if parameter.slice.dim is not None else "")
     if parameter.slice.dim is None:
         return "replicated over tp" if parameter.slice.copies > 1 else "whole"
     return "split over tp, KV heads in copies" if parameter.slice.copies > 1 else "split over tp"

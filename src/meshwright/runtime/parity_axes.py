@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import gcd, prod
 from typing import Any
 
 from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
 from meshwright.runtime.parity import Difference, ParityJob, ParityReport, compare
 
-AXES = ("dp", "pp", "cp", "tp")
+AXES = ("dp", "pp", "cp", "tp", "ep")
+"""Axes that are taken apart. `ep` stands for ep x expert_tp, which overlay dp x cp x tp: not without one of them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ def describe(config: HybridParallelConfig) -> str:
         parts.append(f"cp{config.cp}")
     if config.tp > 1:
         parts.append(f"tp{config.tp}" + (" sp" if config.sequence_parallel else ""))
+    if config.ep > 1:
+        parts.append(f"ep{config.ep}")
+    if config.expert_tp > 1:
+        parts.append(f"expert-tp{config.expert_tp}")
     recompute = "" if config.recompute is Recompute.NONE else f", recompute {config.recompute}"
     return (" x ".join(parts) or "one rank") + recompute
 
@@ -67,14 +73,25 @@ def only(config: HybridParallelConfig, axes: tuple[str, ...]) -> HybridParallelC
         changes |= {"schedule": Schedule.ONE_F_ONE_B, "vpp": 1, "layer_split": None}
     if "tp" not in axes:
         changes |= {"sequence_parallel": False}
+    ranks = prod(getattr(config, axis) for axis in ("dp", "cp", "tp") if axis in axes)
+    expert_tp = gcd(config.expert_tp, ranks) if "ep" in axes else 1
+    changes |= {"expert_tp": expert_tp, "ep": gcd(config.ep, ranks // expert_tp) if "ep" in axes else 1}
     return replace(config, **changes)
 
 
 def smaller_combinations(config: HybridParallelConfig) -> Iterator[tuple[str, ...]]:
     """Proper subsets of the axes in use, smallest first."""
-    used = [axis for axis in AXES if getattr(config, axis) > 1]
+    used = used_axes(config)
     for size in range(1, len(used)):
-        yield from combinations(used, size)
+        for axes in combinations(used, size):
+            if "ep" not in axes or "ep" in used_axes(only(config, axes)):
+                yield axes
+
+
+def used_axes(config: HybridParallelConfig) -> tuple[str, ...]:
+    sizes = {axis: int(getattr(config, axis)) for axis in AXES}
+    sizes["ep"] *= config.expert_tp
+    return tuple(axis for axis in AXES if sizes[axis] > 1)
 
 
 def compare_by_axis(
@@ -89,7 +106,6 @@ def compare_by_axis(
             config = only(job.config, axes)
             progress(describe(config))
             reports.append(CombinationReport(axes, config, compare(replace(job, config=config))))
-    used = tuple(axis for axis in AXES if getattr(job.config, axis) > 1)
-    reports.append(CombinationReport(used, job.config, whole))
+    reports.append(CombinationReport(used_axes(job.config), job.config, whole))
     failing = next((r for r in reports if not r.report.passed), None)
     return PlanParity(whole, tuple(reports), None if failing is None else " x ".join(failing.axes) or "model")

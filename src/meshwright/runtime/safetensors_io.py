@@ -49,6 +49,8 @@ class SafetensorsWeights:
         self._open: dict[str, Any] = {}
 
     def read(self, piece: TensorSlice) -> Tensor:
+        if piece.experts is not None and self._found(piece.name) is None:
+            return torch.stack([self._expert(piece, number) for number in range(*piece.experts)])
         name = self._stored_name(piece.name)
         tensor = self._handle(name).get_slice(name)
         shape = tuple(tensor.get_shape())
@@ -58,12 +60,37 @@ class SafetensorsWeights:
             return tensor[:]
         return tensor[tuple(slice(start, stop) for start, stop in piece.bounds)]
 
+    def _expert(self, piece: TensorSlice, number: int) -> Tensor:
+        """One expert's part of stacked weights that are stored expert by expert; gate and up are rows one above the
+        other when stacked."""
+        stem, _, stacked = piece.name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if stacked == "gate_up_proj" else (stacked,)
+        height = piece.shape[1] // len(parts)
+        (_, (first, last), columns) = piece.bounds
+        found: list[Tensor] = []
+        for place, part in enumerate(parts):
+            start, stop = (min(max(row - place * height, 0), height) for row in (first, last))
+            if start < stop:
+                one = TensorSlice(
+                    f"{stem}.{number}.{part}.weight", (height, piece.shape[2]), 1, *columns, piece.shape[2]
+                )
+                found.append(self.read(one)[start:stop])
+        return torch.cat(found)
+
     def _stored_name(self, name: str) -> str:
+        found = self._found(name)
+        if found is None:
+            raise InputError(f"{self._folder}: no tensor {name}; is it another model?")
+        return found
+
+    def _found(self, name: str) -> str | None:
         for ours, theirs in PREFIXES:
-            candidate = theirs + name.removeprefix(ours)
-            if name.startswith(ours) and candidate in self._file_of:
-                return candidate
-        raise InputError(f"{self._folder}: no tensor {name}; is it another model?")
+            if name.startswith(ours):
+                candidate = theirs + name.removeprefix(ours)
+                for stored in (candidate, _mixtral_name(candidate)):
+                    if stored in self._file_of:
+                        return stored
+        return None
 
     def _handle(self, name: str) -> Any:
         file = self._file_of[name]
@@ -72,6 +99,13 @@ class SafetensorsWeights:
         if name not in self._open[file].keys():  # noqa: SIM118 - not a mapping
             raise InputError(f"{self._folder / file}: has no tensor {name}, though {INDEX} says so")
         return self._open[file]
+
+
+def _mixtral_name(name: str) -> str:
+    """What Mixtral's checkpoints call a tensor that other families' call so."""
+    for ours, theirs in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
+        name = name.replace(f".{ours}.", f".{theirs}.") if ".experts." in name else name
+    return name.replace(".mlp.", ".block_sparse_moe.")
 
 
 def _opened(file: Path) -> Any:

@@ -20,6 +20,7 @@ from meshwright.runtime import dropout
 from meshwright.runtime.context_parallel import ContextShard
 from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.expert_parallel import ExpertParallelMoE
+from meshwright.runtime.expert_parallel.balance import RouterBalance
 from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
 from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
@@ -56,6 +57,7 @@ class StageModule(nn.Module):
         self.tied = bool(self.config.tie_word_embeddings)
         self.dropout = DropoutState()
         self.context: ContextShard | None = None
+        self.balance: RouterBalance | None = None
         decoder = whole.get_submodule(family.base)
         base = nn.Module()
         if plan.first:
@@ -162,7 +164,17 @@ class StageModule(nn.Module):
         logits = self.logits(hidden)
         first_row = self.head.slices["weight"].start
         flat = logits.reshape(-1, logits.shape[-1])
-        return vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
+        loss = vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
+        return loss if self.balance is None else loss + self.balance.loss()
+
+    def watch_routers(self, balance: RouterBalance) -> None:
+        """Add the load-balancing loss to this chunk's."""
+        moe = self.family.moe
+        assert moe is not None
+        self.balance = balance
+        for name, part in self.named_modules():
+            if name.endswith(f".{moe.router}") and not isinstance(part, ColumnParallelLinear):
+                balance.watch(part)
 
     def _take_embedding(self, base: nn.Module, decoder: nn.Module, splitter: Splitter) -> None:
         family = self.family

@@ -131,7 +131,9 @@ def engine_options(job: TrainingJob) -> EngineOptions:
         warmup_steps=run.warmup_steps,
         total_steps=run.steps,
     )
-    return EngineOptions(seq=job.seq, optimizer=optimizer, seed=run.seed)
+    workload = job.plan.workload
+    capacity = workload.capacity_factor if isinstance(workload, TrainingWorkload) else None
+    return EngineOptions(seq=job.seq, optimizer=optimizer, seed=run.seed, capacity_factor=capacity)
 
 
 def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
@@ -237,6 +239,7 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.device),
             loss_scale=self.engine.scaler.scale if self.engine.scaler else None,
             skipped=result.skipped,
+            router_load=self.engine.router_load(),
         )
 
     def _checkpoint_is_due(self) -> bool:

@@ -59,6 +59,16 @@ class ExpertRegion:
         return self.region.axis.size > 1 and not self.region.sequence_parallel
 
 
+@dataclass
+class Load:
+    """Since the step began: copies of this rank's tokens for every expert [experts], those beyond the capacity, and the
+    rows that the experts here worked on."""
+
+    tokens: Tensor | None = None
+    dropped: Tensor | int = 0
+    rows: int = 0
+
+
 class ExpertParallelMoE(nn.Module):
     """The experts here: [experts/ep, 2 I/expert_tp, h] and [experts/ep, h, I/expert_tp], or transposed.
 
@@ -73,7 +83,7 @@ class ExpertParallelMoE(nn.Module):
         self.experts = int(experts.num_experts)  # pyright: ignore[reportArgumentType]
         self.transposed = bool(experts.is_transposed)
         self.split: SplitBackward | None = None
-        self.load: Tensor | None = None
+        self.load = Load()
         self._gate: Callable[[Tensor], Tensor] = experts._apply_gate  # pyright: ignore[reportAttributeAccessIssue]
         self._tokens: Tensor | None = None
         for name, piece in slices.items():
@@ -101,8 +111,9 @@ class ExpertParallelMoE(nn.Module):
         assert tokens is not None, "the router has not run"
         slots = top_k_index.shape[-1]
         assignment, capacity = self._assign(top_k_index)
-        self._count(assignment.counts)
         exchange = prepare(assignment, self.region.axes, self.region.options.routing, capacity)
+        if self.region.axes.ep.recorder.phase is Phase.FORWARD:  # recomputation does not count
+            self.load.rows += sum(exchange.experts)
         arrived = exchange.dispatch(_sent(tokens.index_select(0, assignment.copies // slots), assignment))
         returned = exchange.combine(self._experts(arrived, exchange))
         copies = _copies(returned, assignment).view(-1, slots, tokens.shape[-1])
@@ -118,20 +129,23 @@ class ExpertParallelMoE(nn.Module):
         chosen = top_k_index.reshape(-1)
         if options.routing is Routing.BALANCED:
             chosen = balanced_experts(copies, self.experts, source, chosen.device)
-        if options.capacity_factor is not None:
-            capacity = capacity_of(copies, self.experts, options.capacity_factor)
-            return assign_within_capacity(chosen, self.experts, capacity), capacity
-        if options.routing is Routing.BALANCED:
             counts = torch.tensor(balanced_counts(copies, self.experts, source), device=chosen.device)
         else:
             counts = torch.bincount(chosen, minlength=self.experts)
-        return assign(chosen, counts), None
+        capacity = None
+        if options.capacity_factor is not None:
+            capacity = capacity_of(copies, self.experts, options.capacity_factor)
+        self._count(counts, capacity)
+        if capacity is None:
+            return assign(chosen, counts), None
+        return assign_within_capacity(chosen, self.experts, capacity), capacity
 
-    def _count(self, counts: Tensor) -> None:
-        """Router load of the step: rows that this rank sent to every expert. Recomputation does not count."""
+    def _count(self, counts: Tensor, capacity: int | None) -> None:
         if self.region.axes.ep.recorder.phase is not Phase.FORWARD:
             return
-        self.load = counts.clone() if self.load is None else self.load + counts
+        self.load.tokens = counts.clone() if self.load.tokens is None else self.load.tokens + counts
+        if capacity is not None:
+            self.load.dropped = self.load.dropped + (counts - capacity).clamp(min=0).sum()
 
     def _experts(self, rows: Tensor, exchange: Exchange) -> Tensor:
         if "gate_up_proj" in self.slices:
