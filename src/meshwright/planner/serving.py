@@ -227,7 +227,8 @@ def _reason(winner: ServingEstimate, other: ServingEstimate, objective: Objectiv
     rate = f"{other.tokens_per_s_per_gpu:.0f} tokens/s per GPU"
     per_gpu, best = (e.sequences / (e.config.tp * e.config.pp) for e in (other, winner))
     if per_gpu < 0.95 * best:
-        return f"{rate}: {per_gpu:.0f} sequences per GPU instead of {best:.0f}"
+        few = 0 if per_gpu >= 10 else 1
+        return f"{rate}: {per_gpu:.{few}f} sequences per GPU instead of {best:.{few}f}"
     return f"{rate}: {other.tpot_s * 1e3:.1f} ms per token instead of {winner.tpot_s * 1e3:.1f}"
 
 

@@ -104,6 +104,7 @@ def _rule_line(found: ServingResult) -> str:
         return "  finds no split that fits."
     config = thumb.config
     gain = f"{percent(found.gain - 1)} better" if found.gain >= 1 else f"{percent(1 - found.gain)} worse"
+    gain += "" if thumb.meets_targets else "; the rule misses the targets"
     return (
         f"  dp{config.dp} pp{config.pp} tp{config.tp}: {whole(thumb.tokens_per_s_per_gpu)} tokens/s per GPU, "
         f"{seconds(thumb.tpot_s)} per token; the best above is {gain}."
