@@ -13,6 +13,7 @@ from tests.cost.shapes import decoder
 from meshwright.cost.candidates import Candidates
 from meshwright.cost.kv_cache import layer_cache_bytes, sequence_cache_bytes
 from meshwright.cost.serving import serve_arrays, serve_estimate
+from meshwright.cost.serving_pass import rank_imbalance
 from meshwright.cost.serving_stack import serving_stack_for, serving_stacks
 from meshwright.cost.stages import stages
 from meshwright.cost.workload import ServingWorkload
@@ -165,3 +166,14 @@ def test_rows_of_many_candidates_equal_one_at_a_time() -> None:
         assert arrays.tokens_per_s[row] == pytest.approx(alone.tokens_per_s)
         assert arrays.ttft_s[row] == pytest.approx(alone.ttft_s)
         assert arrays.latency_s[row] == pytest.approx(alone.latency_s)
+
+
+@given(busiest=st.floats(1, 50), experts=st.sampled_from([8, 64, 128, 256]), ep=st.sampled_from([1, 2, 4, 8]))
+def test_the_busiest_rank_is_less_uneven_the_more_experts_it_holds(busiest: float, experts: int, ep: int) -> None:
+    def of(sizes: int, ranks: int) -> float:
+        return float(rank_imbalance(busiest, sizes, np.array([float(ranks)]))[0])
+
+    assert of(experts, 1) == 1.0
+    assert 1.0 <= of(experts, ep) <= min(ep, busiest)
+    assert of(2 * experts, ep) <= of(experts, ep)
+    assert of(experts, ep) <= of(experts, 2 * ep)

@@ -149,8 +149,15 @@ def _product_seconds(product: Matmul, kind: LayerKind, x: Engine, batch: Batch) 
     if not product.experts:
         return x.products.seconds(batch.tokens, n, k)
     rows, active = expert_load(product.experts, product.tokens_factor, x, batch)
-    uneven = np.where(c.ep > 1, x.stack.expert_imbalance, 1.0)
+    uneven = rank_imbalance(x.stack.expert_imbalance, product.experts, c.ep.astype(np.float64))
     return x.products.seconds(uneven * rows / np.maximum(active, 1.0), n, k, active) / x.stack.expert_gemm
+
+
+def rank_imbalance(busiest_expert: float, experts: int, ep: FloatArray) -> FloatArray:
+    """Tokens of the busiest expert-parallel rank over the mean. A rank's load is the sum over its E / ep experts, whose
+    excesses even out with the square root of their number; all ranks together are never uneven, and no rank gets more
+    than every token."""
+    return np.minimum(ep, 1.0 + (busiest_expert - 1.0) * np.sqrt((ep - 1.0) / experts))
 
 
 def expert_load(experts: int, top_k: float, x: Engine, batch: Batch) -> tuple[FloatArray, FloatArray]:

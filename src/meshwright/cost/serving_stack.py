@@ -23,7 +23,7 @@ class ServingStack:
     gemm_fp8: float = 1.0  # 8-bit products relative to the architecture's own 8-bit share
     gemm_fp4: float = 1.0  # 4-bit products relative to the same share of the 4-bit peak
     expert_gemm: float = 1.0  # grouped products of experts relative to dense ones
-    expert_imbalance: float = 1.0  # routed tokens of the busiest ep rank over the mean
+    expert_imbalance: float = 1.0  # routed tokens of the busiest expert over the mean
     stream: float = 1.0  # memory streaming of weights and cache relative to the architecture's own share
     cache_stream: float = 0.8  # decoding attention's bandwidth over the cache relative to streaming weights
     layer_kernels: int = 12  # kernels of a layer's forward pass, each with a launch gap
