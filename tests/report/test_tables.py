@@ -7,7 +7,9 @@ from rich.console import Console, RenderableType
 from meshwright import HybridParallelConfig, Workload, estimate, load_cluster, load_model, search
 from meshwright.cost.estimate import Estimate
 from meshwright.layout.config import Recompute, Schedule
+from meshwright.ledger import Collective, Phase, TrafficEntry
 from meshwright.report.estimate_tables import config_line, estimate_report, memory_table, traffic_table
+from meshwright.report.ledger_tables import compare_ledgers
 from meshwright.report.numbers import gib
 from meshwright.report.plan_tables import front_plot, front_table, ranked_table, short_config, spread
 
@@ -65,3 +67,16 @@ def test_a_long_front_is_thinned_but_keeps_its_ends() -> None:
     assert (chosen[0], chosen[-1]) == (found.pareto[0], found.pareto[-1])
     assert short_config(found.pareto[0].config) in text_of(front_table(found.pareto))
     assert "●" in front_plot(found.pareto)
+
+
+def routed(sent: int, calls: int = 4) -> TrafficEntry:
+    return TrafficEntry("ep", Collective.ALL_TO_ALL, Phase.FORWARD, "combine", 2, calls, sent)
+
+
+def test_what_routed_tokens_send_agrees_in_the_mean_of_a_stages_ranks() -> None:
+    (line,) = compare_ledgers([(0, [routed(90)]), (0, [routed(110)])], {0: [routed(100)]})
+    assert line.agrees
+    (more,) = compare_ledgers([(0, [routed(90)]), (0, [routed(120)])], {0: [routed(100)]})
+    (calls,) = compare_ledgers([(0, [routed(90)]), (0, [routed(110, calls=5)])], {0: [routed(100)]})
+    assert not more.agrees
+    assert not calls.agrees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -186,6 +187,26 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
 def test_what_cannot_be_trained_is_refused_in_the_users_words(config: HybridParallelConfig, message: str):
     with pytest.raises(InputError, match=message):
         run_ranks(config.world_size, engine_of, config)
+
+
+def sinks_over_context() -> None:
+    with pytest.raises(InputError, match=r"attention of its own \(sinks\): use cp=1"):
+        engine_of(layout(cp=2), family="gpt_oss")
+
+
+def balance_over_stages() -> None:
+    with pytest.raises(InputError, match=r"couples all layers and cannot be run over pp=2"):
+        engine_of(layout(pp=2), family="mixtral", output_router_logits=True)
+
+
+def experts_that_do_not_divide() -> None:
+    with pytest.raises(InputError, match=r"ep=2 does not divide 3 experts"):
+        engine_of(layout(dp=2, ep=2), family="mixtral", num_local_experts=3)
+
+
+@pytest.mark.parametrize("refused", [sinks_over_context, balance_over_stages, experts_that_do_not_divide])
+def test_what_mixtures_of_experts_cannot_do_is_refused_in_one_line(refused: Callable[[], None]):
+    run_ranks(2, refused)
 
 
 def context_with_dropout() -> None:

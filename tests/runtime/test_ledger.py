@@ -11,7 +11,7 @@ from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.stages import stages
 from meshwright.cost.traffic import ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
-from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
 from meshwright.ledger import TrafficEntry
 from meshwright.models import ModelSpec
 from meshwright.runtime.engine import EngineOptions, build_engine
@@ -21,7 +21,7 @@ from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.weights import SeededWeights
 
-from .layouts import INTERLEAVED, SEQ, ZBV, layout
+from .layouts import DUALPIPEV, INTERLEAVED, SEQ, ZB_H1, ZBV, layout
 from .tiny import tiny
 
 FP32 = {"precision": Precision.FP32}
@@ -36,6 +36,10 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("gemma3_text", {}, layout(tp=2, sequence_parallel=True, recompute=Recompute.FULL, **FP32)),
     ("gpt2", {}, layout(tp=2, pp=2, sequence_parallel=True, **FP32)),
     ("llama", {}, layout(dp=2, pp=2, zero=2, **ZBV, **FP32)),
+    ("llama", {}, layout(pp=2, schedule=Schedule.GPIPE, **FP32)),
+    ("llama", {}, layout(pp=2, **ZB_H1, **FP32)),
+    ("llama", {}, layout(pp=2, **DUALPIPEV, **FP32)),
+    ("llama", {}, layout(cp=4, **FP32)),
     ("mistral", {}, layout(cp=2, dp=2, zero=3, recompute=Recompute.SELECTIVE, **FP32)),
     ("llama", {}, layout(dp=2, zero=3, **FP32)),
     ("phi3", {}, layout(dp=4, zero=2, zero_shards=2, **FP32)),

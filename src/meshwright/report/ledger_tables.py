@@ -14,6 +14,9 @@ from meshwright.ledger import TrafficEntry
 from meshwright.report.fitted_table import table
 from meshwright.report.numbers import size, whole
 
+ROUTED = ("ep", "expert_tp")
+"""Axes on which routed tokens travel."""
+
 Line = tuple[str, str, str, str, int]
 """axis, phase, collective, what, group size"""
 
@@ -36,15 +39,33 @@ def compare_ledgers(
     recorded: Sequence[tuple[int, Sequence[TrafficEntry]]], predicted: Mapping[int, Sequence[TrafficEntry]]
 ) -> list[LedgerLine]:
     """`recorded`: (stage, ledger) of every rank. A line on which ranks of a stage differ is shown as the first that
-    disagrees with the prediction."""
+    disagrees with the prediction. What routed tokens send differs from rank to rank with the router's choice: there the
+    mean of a stage's ranks counts, if all made as many calls."""
     found: dict[tuple[int, Line], LedgerLine] = {}
-    for stage, entries in recorded:
-        own, expected = _by_line(entries), _by_line(predicted.get(stage, ()))
+    ranks = [(stage, _by_line(entries)) for stage, entries in recorded]
+    for stage, entries in ranks:
+        own, expected = (
+            _routed_as_means(entries, [e for s, e in ranks if s == stage]),
+            _by_line(predicted.get(stage, ())),
+        )
         for line in own.keys() | expected.keys():
             made = LedgerLine(stage, line, own.get(line, (0, 0)), expected.get(line, (0, 0)))
             if (stage, line) not in found or not made.agrees:
                 found[stage, line] = made
     return [found[key] for key in sorted(found, key=lambda k: (k[1][0], k[0], k[1]))]
+
+
+def _routed_as_means(
+    own: dict[Line, tuple[int, int]], ranks: Sequence[dict[Line, tuple[int, int]]]
+) -> dict[Line, tuple[int, int]]:
+    """One rank's lines, those of ROUTED axes with the mean bytes of all ranks of its stage."""
+    means: dict[Line, tuple[int, int]] = {}
+    for line, (calls, sent) in own.items():
+        of_ranks = [rank.get(line, (0, 0)) for rank in ranks]
+        total = sum(bytes_ for _, bytes_ in of_ranks)
+        whole_mean = total % len(ranks) == 0 and all(other == calls for other, _ in of_ranks)
+        means[line] = (calls, total // len(ranks)) if line[0] in ROUTED and whole_mean else (calls, sent)
+    return means
 
 
 def ledger_table(lines: Sequence[LedgerLine]) -> Table:

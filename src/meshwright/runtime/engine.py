@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from meshwright.errors import InputError
-from meshwright.layout.config import HybridParallelConfig, Precision
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
 from meshwright.layout.split import layer_ranges
 from meshwright.ledger import Phase
 from meshwright.runtime.collectives import all_reduce
@@ -244,6 +244,10 @@ def build_engine(
     _refuse_unsupported(config, model_config, options)
     if config.cp > 1:
         refuse_dropout(model_config)
+    if family_of(model_config).attention_function and (config.cp > 1 or config.recompute is Recompute.SELECTIVE):
+        raise InputError(
+            f"model type '{model_config.model_type}' has attention of its own (sinks): use cp=1, recompute none or full"
+        )
     split_groups(groups, model_config)
     schedule = pipeline_schedule(config)
     compute = options.dtype or COMPUTE_DTYPES[config.precision]
