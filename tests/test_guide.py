@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -226,3 +227,13 @@ def test_importing_meshwright_loads_nothing_heavy() -> None:
     script = "import sys, meshwright; print([m for m in ('numpy', 'torch', 'pydantic', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(None, 32, 80, "nvlink", 80), ("70", 32, 80, "nvlink", 80), (70, 32, "80", "nvlink", 80), (70, 32, 80, None, 80),
+     (70, "32", 80, "nvlink", 80), (70, 32, 80, "nvlink", "80"), (float("nan"), 32, 80, "nvlink", 80)],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind_are_one_line(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError):
+        recommend_parallelism_config(*arguments)

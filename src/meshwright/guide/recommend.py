@@ -119,6 +119,7 @@ def recommend(
 
 def whole_nodes(num_gpus: int) -> int:
     """The GPUs of `num_gpus` that fill whole nodes (within one node, all): no group straddles a half node."""
-    if isinstance(num_gpus, bool) or num_gpus < 1:
+    given: object = num_gpus
+    if isinstance(given, bool) or not isinstance(given, int | float) or given < 1:
         raise InputError(f"num_gpus must be 1 or more, got {num_gpus}")
     return num_gpus if num_gpus <= GPUS_PER_NODE else num_gpus // GPUS_PER_NODE * GPUS_PER_NODE

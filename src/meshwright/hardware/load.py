@@ -171,9 +171,10 @@ def custom(
     'ethernet' are PCIe inside a node and that network between nodes. Without `accelerator`, the commonest one with
     that much memory is meant; a size no device has is an A100 with its memory changed.
     """
-    if isinstance(gpu_memory_gb, bool) or not 1 <= gpu_memory_gb <= 100_000:
-        raise InputError(f"gpu_memory_gb must be between 1 and 100000, got {gpu_memory_gb}")
-    kind = canonical(gpu_interconnect)
+    given: object = gpu_memory_gb
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 1 <= gpu_memory_gb <= 100_000:
+        raise InputError(f"gpu_memory_gb must be between 1 and 100000, got {gpu_memory_gb!r}")
+    kind = canonical(str(gpu_interconnect))
     if kind not in INTERCONNECTS:
         raise InputError(f"unknown interconnect {gpu_interconnect!r}; choose nvlink, infiniband or ethernet")
     catalogue = builtin()

@@ -152,7 +152,7 @@ def typical_shape(params_b: float, layers: int | None = None, hidden: int | None
     can share out, gated MLP about 3.5 times as wide as hidden, vocabulary 128,256 (32,000 below 1B), tied below 4B.
     The MLP width makes up the rest: the total is within 5 % of the request, or the request is refused.
     """
-    if isinstance(params_b, bool) or not math.isfinite(params_b) or not LEAST_B <= params_b <= MOST_B:
+    if not is_number(params_b) or not math.isfinite(params_b) or not LEAST_B <= params_b <= MOST_B:
         raise InputError(f"model size must be from {LEAST_B:g} to {MOST_B:g} billion parameters, got {shown(params_b)}")
     _check_given("layers", layers, 1, 1000)
     _check_given("hidden", hidden, 64, 200_000)
@@ -170,8 +170,13 @@ def typical_shape(params_b: float, layers: int | None = None, hidden: int | None
     return replace(best, name=f"typical-{params_b:g}b", source="typical shape (Llama 3 like)")
 
 
+def is_number(value: object) -> bool:
+    """Whether a caller's argument is a number at all: types are not checked when a program runs."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_given(name: str, value: int | None, least: int, most: int) -> None:
-    if value is not None and (isinstance(value, bool) or not least <= value <= most):
+    if value is not None and not (is_number(value) and least <= value <= most):
         raise InputError(f"{name} must be from {least} to {most}, got {shown(value)}")
 
 
