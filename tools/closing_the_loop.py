@@ -38,7 +38,7 @@ from meshwright.runtime.trainer import TrainingJob, train_forked
 
 FOLDER = Path("build/closing-the-loop")
 DATA = Path("docs")
-STEPS = 16
+STEPS = 12
 CABLE = "200mbit"
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (1, {"tp": 2}),

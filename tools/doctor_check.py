@@ -29,8 +29,8 @@ from meshwright.runtime.trainer import TrainingJob, train_forked
 
 FOLDER = Path("build/doctor-check")
 DATA = Path("docs")
-STEPS = 12
-SLEEP_S = 0.15
+STEPS = 14
+SLEEP_S = 0.6
 CABLE = "100mbit"
 MODEL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 192, "intermediate_size": 512,

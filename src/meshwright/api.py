@@ -4,6 +4,7 @@ from meshwright.cost.estimate import Estimate
 from meshwright.cost.evaluate import estimate
 from meshwright.cost.serving import serve_estimate
 from meshwright.cost.workload import ServingWorkload, Workload
+from meshwright.doctor.diagnose import diagnose_efficiency, diagnose_oom
 from meshwright.errors import InputError
 from meshwright.guide import (
     analyze_communication_patterns,
@@ -35,6 +36,8 @@ __all__ = [
     "analyze_communication_patterns",
     "analyze_communication_volume",
     "analyze_memory_usage",
+    "diagnose_efficiency",
+    "diagnose_oom",
     "estimate",
     "latency_optimized_strategy",
     "load_cluster",
