@@ -5,9 +5,11 @@ In: arguments of `meshwright`, ranks per machine, the cable's rate. Out: what ra
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +22,8 @@ def on_two_machines(arguments: list[str], ranks_each: int, rate: str, logs: Path
     """Run `meshwright ARGUMENTS` on `ranks_each` ranks of both machines; a SystemExit where it fails."""
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        lock = stack.enter_context((Path(tempfile.gettempdir()) / "meshwright-namespaces.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the namespaces have fixed names: one tool at a time
         for name in MACHINES:
             stack.enter_context(machine(name))
         connect(rate)

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meshwright import diagnose_efficiency
+from meshwright import diagnose_oom as diagnose_memory
 from meshwright.doctor.oom import diagnose_oom
 from meshwright.doctor.run_records import read_run
 from meshwright.errors import InputError
@@ -95,3 +97,11 @@ def diagnosed(where: Path) -> None:
     """Read and diagnose; bad input may be refused in a line, and nothing else may happen."""
     with contextlib.suppress(InputError):
         diagnose_oom(read_run(where))
+
+
+def test_a_script_asks_by_the_guides_names(tmp_path: Path):
+    where = folder(tmp_path / "run", plan(dp=2, global_batch=4))
+    assert diagnose_memory(where, cluster="cpu").fits
+    report = diagnose_efficiency(str(where))
+    assert report.parts.transfer_s == {"dp": pytest.approx(0.02)}
+    assert not diagnose_memory(plan(dp=2, micro_batch=512, global_batch=1024)).fits

@@ -16,7 +16,9 @@ from meshwright.hardware import Cluster
 from meshwright.plan import Plan
 
 
-def diagnose_oom(run: str | Path | Plan, *, cluster: str | Cluster | None = None, plan: Plan | None = None) -> OomReport:
+def diagnose_oom(
+    run: str | Path | Plan, *, cluster: str | Cluster | None = None, plan: Plan | None = None
+) -> OomReport:
     """Memory of a run's folder, or of a plan that has not run; with cures that fit, priced."""
     if isinstance(run, Plan):
         return oom.diagnose_plan(run, _cluster(cluster, run))
