@@ -102,12 +102,13 @@ def compare_tokens(state: ServerState, folder: Path, plan: Plan, prompts: int, t
     except AnswerError as error:
         raise InputError(f"{state.url} does not answer: {error}") from None
     return [
-        {"prompt": prompt, **_compared(answer, reference)}
+        {"prompt": prompt, **compared_tokens(answer, reference)}
         for prompt, answer, reference in zip(asked, served, reference_answers(folder, asked, tokens), strict=True)
     ]
 
 
-def _compared(served: Sequence[int], reference: ReferenceAnswer) -> dict[str, Any]:
+def compared_tokens(served: Sequence[int], reference: ReferenceAnswer) -> dict[str, Any]:
+    """Both beside each other, the first place where they differ, and how sure the reference was there."""
     differs = next(
         (i for i, (a, b) in enumerate(zip(served, reference.tokens, strict=False)) if a != b),
         None if len(served) == len(reference.tokens) else min(len(served), len(reference.tokens)),
