@@ -153,9 +153,7 @@ def _compute_cause(winner: HybridParallelConfig, other: HybridParallelConfig, mo
     if other.expert_tp > winner.expert_tp:
         return f"expert_tp={other.expert_tp} cuts the experts finer"
     if other.pp > winner.pp:
-        return (
-            f"pp={other.pp} leaves fewer layers to a stage, and the one with the head weighs more than with {winner.pp}"
-        )
+        return f"the head weighs more on one of {other.pp} stages than of {winner.pp}"
     return _changed("pp", winner.pp, other.pp)
 
 
