@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: faults fuzz test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -88,6 +88,14 @@ closing-the-loop: $(STAMP)
 ## make test-serving     vLLM's CPU build in an environment of its own: tp2, pp2, tp2 x pp2, dp2 against transformers (Linux)
 test-serving: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.test_serving
+
+## make faults           faults planted in 60 training jobs of 8 ranks: does doctor hang blame the right rank (15 min)
+faults: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.faults --runs 60
+
+## make fuzz             10,000 hostile run folders, flight logs, dumps, plan and cluster files
+fuzz: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.fuzz --cases 10000
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ from meshwright.cost.evaluate import estimate
 from meshwright.cost.serving import serve_estimate
 from meshwright.cost.workload import ServingWorkload, Workload
 from meshwright.doctor.diagnose import diagnose_efficiency, diagnose_oom
+from meshwright.doctor.hang import diagnose_hang
 from meshwright.errors import InputError
 from meshwright.guide import (
     analyze_communication_patterns,
@@ -37,6 +38,7 @@ __all__ = [
     "analyze_communication_volume",
     "analyze_memory_usage",
     "diagnose_efficiency",
+    "diagnose_hang",
     "diagnose_oom",
     "estimate",
     "latency_optimized_strategy",

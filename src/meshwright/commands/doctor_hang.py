@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +14,19 @@ from meshwright.commands.options import Json
 
 
 def hang(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder (the --out of train).")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, or one of Flight Recorder dumps.")],
     as_json: Json = False,
 ) -> int:
     """Which rank a job waits for, in which axis and action; or which rank called something else than the others.
 
     Works on a live run, on what its watchdog left, and after kill -9. Exit code 1: something is wrong.
     """
+    from meshwright.doctor.environment import check_environment
     from meshwright.doctor.hang import diagnose_hang
     from meshwright.report.hang_report import hang_document, hang_report
 
-    verdict = diagnose_hang(folder)
-    output.show_json(hang_document(verdict)) if as_json else output.show(hang_report(verdict))
+    verdict, advice = diagnose_hang(folder), check_environment(os.environ)
+    output.show_json(hang_document(verdict, advice)) if as_json else output.show(hang_report(verdict, advice))
     return 0 if verdict.healthy else 1
 
 

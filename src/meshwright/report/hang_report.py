@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from meshwright.doctor.environment import Advice
 from meshwright.doctor.hang import Verdict
 
 
-def hang_report(verdict: Verdict) -> RenderableType:
+def hang_report(verdict: Verdict, advice: Sequence[Advice] = ()) -> RenderableType:
     style = "" if verdict.healthy else "bold red"
     lines = [Text(verdict.sentence, style=style), *(Text(f"  {detail}") for detail in verdict.details)]
     if len(verdict.chain) > 1:
         lines.append(Text("  waiting: rank " + " -> rank ".join(str(r) for r in verdict.chain)))
+    if not verdict.healthy:
+        lines += [Text(f"  {a.variable} ({a.kind}): {a.advice}") for a in advice]
     return Group(*lines)
 
 
-def hang_document(verdict: Verdict) -> dict[str, Any]:
+def hang_document(verdict: Verdict, advice: Sequence[Advice] = ()) -> dict[str, Any]:
     return {
         "healthy": verdict.healthy,
         "cause": verdict.cause.value,
@@ -30,4 +35,5 @@ def hang_document(verdict: Verdict) -> dict[str, Any]:
         "chain": list(verdict.chain),
         "sentence": verdict.sentence,
         "details": list(verdict.details),
+        "environment": [asdict(a) for a in advice],
     }

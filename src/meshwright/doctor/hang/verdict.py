@@ -11,10 +11,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from meshwright.doctor.flight_recorder import read_dumps
 from meshwright.doctor.hang.evidence import Evidence
 from meshwright.doctor.hang.mismatch import Mismatch, first_deviation, first_mismatch
 from meshwright.doctor.hang.slow import slow_rank
@@ -23,6 +24,7 @@ from meshwright.flight import FLIGHT_FOLDER, RankLog, read_folder
 from meshwright.flight.incident import Failure, read_failures, read_states
 from meshwright.flight.layout import COLLECTIVES, ENDED, FAILED, SAVING, STARTING
 from meshwright.flight.processes import ProcessState, states_of
+from meshwright.flight.reader import SUFFIX
 
 MOST_NAMED = 4
 """Ranks named in a sentence; the rest are counted."""
@@ -30,6 +32,7 @@ CONSEQUENCES = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|store|gloo|nccl|peer|watchdog", re.I
 )
 """What an error says that another rank's death causes."""
+IN_CHECKPOINT = re.compile(r"CheckpointException ranks:dict_keys\(\[(\d{1,7})")
 ACTIONS = {
     "F": "forward pass",
     "B": "backward pass",
@@ -92,8 +95,13 @@ class Verdict:
 
 
 def diagnose_hang(run: Path) -> Verdict:
-    """The verdict on a run's folder: live, or left behind by a job that died or was ended by its watchdog."""
+    """The verdict on a run's folder - live, or left behind by a job that died or was ended by its watchdog - or on a
+    folder of PyTorch Flight Recorder dumps."""
     flight = run / FLIGHT_FOLDER if (run / FLIGHT_FOLDER).is_dir() else run
+    if not any(flight.glob(f"*{SUFFIX}")):  # a job that does not use our runtime
+        dumps = read_dumps(flight)
+        if dumps:
+            return diagnose_logs(dumps)
     logs = read_folder(flight)
     taken = read_states(flight)
     if taken is not None:
@@ -202,6 +210,9 @@ def _of_failure(evidence: Evidence, failures: Sequence[Failure], consequences: b
     if not own:
         return None
     first = own[0]
+    named = IN_CHECKPOINT.search(first.message)  # torch raises the error of one rank on all of them
+    if named and int(named[1]) in evidence.log_of:
+        first = next((f for f in own if f.rank == int(named[1])), replace(first, rank=int(named[1])))
     where = {SAVING: "while it wrote a checkpoint", STARTING: "before its first step"}.get(first.doing, "in a step")
     log = evidence.log_of.get(first.rank)
     action = None if log is None else _action_words(log.now.action, log.now.chunk, log.now.microbatch)
@@ -243,6 +254,13 @@ def _doing(evidence: Evidence, rank: int) -> str:
 def _awaited_axis(evidence: Evidence, found: Waiting, rank: int) -> str | None:
     """The axis on which others wait for a rank (most of them)."""
     axes = Counter(evidence.groups[w.group].axis for w in found.waits.values() if rank in w.laggards)
+    if not axes:  # those that waited for it have failed already, in the call in which they lost it
+        groups = [
+            evidence.groups[evidence.group_of[(log.identity.rank, log.now.waiting_group)]]
+            for log in evidence.logs
+            if log.now.activity == FAILED and log.now.waiting_group >= 0
+        ]
+        axes = Counter(group.axis for group in groups if rank in group.ranks)
     return axes.most_common(1)[0][0] if axes else None
 
 
