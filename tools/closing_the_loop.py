@@ -58,7 +58,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One layout: seconds of a step. `cpu_s`: processor seconds of all ranks in a step."""
+    """One layout: seconds of a step. `cpu_s`: processor seconds of all ranks in a step; `work_s`: those over the cores,
+    which is what a step needs where cores limit, whatever else runs on them."""
 
     name: str
     ranks: int
@@ -67,6 +68,7 @@ class Result:
     measured_s: float
     median_s: float
     cpu_s: float
+    work_s: float
 
 
 def calibrated() -> Cluster:
@@ -131,7 +133,9 @@ def measured(name: str, machines: int, parallel: dict[str, Any], cluster: Cluste
     assert compared is not None
     cpu = sum(statistics.median(s.cpu_s for s in rank.steps[2:]) for rank in run.ranks)
     step = compared.step
-    return Result(name, world, machines, step.predicted, compared.best_step_s, step.measured, cpu)
+    return Result(
+        name, world, machines, step.predicted, compared.best_step_s, step.measured, cpu, cpu / (os.cpu_count() or 1)
+    )
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -139,15 +143,17 @@ def spearman(one: list[float], other: list[float]) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def summary(results: list[Result]) -> dict[str, float]:
-    """Error, rank correlation, and what taking the predicted best costs over the best."""
-    errors = [abs(r.predicted_s / r.measured_s - 1.0) for r in results]
-    chosen = min(results, key=lambda r: r.predicted_s)
+def summary(results: list[Result], against: str) -> dict[str, float]:
+    """Error, rank correlation, and what taking the predicted best costs over the best, against 'measured_s' or
+    'work_s'."""
+    seen = [float(getattr(r, against)) for r in results]
+    predicted = [r.predicted_s for r in results]
+    errors = [abs(p / s - 1.0) for p, s in zip(predicted, seen, strict=True)]
     return {
         "median_error": statistics.median(errors),
         "mean_error": statistics.mean(errors),
-        "rank_correlation": spearman([r.predicted_s for r in results], [r.measured_s for r in results]),
-        "regret": chosen.measured_s / min(r.measured_s for r in results) - 1.0,
+        "rank_correlation": spearman(predicted, seen),
+        "regret": seen[int(np.argmin(predicted))] / min(seen) - 1.0,
     }
 
 
@@ -170,9 +176,10 @@ def main() -> None:
         times = "".join(f"{1000 * t:>8.0f} ms" for t in (one.predicted_s, one.measured_s, one.median_s))
         error = one.predicted_s / one.measured_s - 1.0
         print(f"{name:<28}{one.ranks:>6}{times}{one.cpu_s:>7.2f} s{error:>8.0%}", flush=True)
-    found = summary(results)
-    print(", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in found.items()))
-    document = {"layouts": [asdict(r) for r in results], **found}
+    found = {against: summary(results, against) for against in ("measured_s", "work_s")}
+    for against, values in found.items():
+        print(f"{against}: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in values.items()))
+    document = {"layouts": [asdict(r) for r in results], "against": found}
     (FOLDER / "result.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
