@@ -35,6 +35,11 @@ demo: $(STAMP)
 two-machines: $(STAMP)
 	@$(BIN)/python tools/two_machines.py --rate 200mbit
 
+## make survival         a run killed 20 times with SIGKILL ends as an unbroken one does, also on changing layouts
+.PHONY: survival
+survival: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.survival
+
 ## make test             the whole test suite
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"

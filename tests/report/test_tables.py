@@ -74,9 +74,9 @@ def routed(sent: int, calls: int = 4) -> TrafficEntry:
 
 
 def test_what_routed_tokens_send_agrees_in_the_mean_of_a_stages_ranks() -> None:
-    (line,) = compare_ledgers([(0, [routed(90)]), (0, [routed(110)])], {0: [routed(100)]})
+    (line,) = compare_ledgers([(0, [routed(90)], [routed(100)]), (0, [routed(110)], [routed(100)])])
     assert line.agrees
-    (more,) = compare_ledgers([(0, [routed(90)]), (0, [routed(120)])], {0: [routed(100)]})
-    (calls,) = compare_ledgers([(0, [routed(90)]), (0, [routed(110, calls=5)])], {0: [routed(100)]})
+    (more,) = compare_ledgers([(0, [routed(90)], [routed(100)]), (0, [routed(120)], [routed(100)])])
+    (calls,) = compare_ledgers([(0, [routed(90)], [routed(100)]), (0, [routed(110, calls=5)], [routed(100)])])
     assert not more.agrees
     assert not calls.agrees

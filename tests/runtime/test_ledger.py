@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from meshwright.cost.candidates import Candidates, unit_keys
-from meshwright.cost.stages import stages
-from meshwright.cost.traffic import ledger_entries, training_traffic
+from meshwright.cost.traffic import RankPlace, rank_ledger
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
 from meshwright.ledger import TrafficEntry
@@ -43,6 +41,14 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("mistral", {}, layout(cp=2, dp=2, zero=3, recompute=Recompute.SELECTIVE, **FP32)),
     ("llama", {}, layout(dp=2, zero=3, **FP32)),
     ("phi3", {}, layout(dp=4, zero=2, zero_shards=2, **FP32)),
+    ("phi3", {}, layout(tp=4, sequence_parallel=True, **FP32)),
+    ("llama", {"vocab": 101, "tie_word_embeddings": True}, layout(tp=2, dp=3, zero=2, sequence_parallel=True, **FP32)),
+    ("qwen3", {"vocab": 99, "mlp": 52}, layout(tp=4, dp=2, zero=3, **FP32)),
+    ("gpt2", {"vocab": 97, "tie_word_embeddings": True}, layout(pp=3, dp=2, zero=1, layer_split=(1, 2, 1), **FP32)),
+    ("gemma3_text", {}, layout(cp=4, **FP32)),
+    ("gpt_neox", {}, layout(cp=2, tp=2, **FP32)),
+    ("mistral", {}, layout(dp=2, tp=2, sequence_parallel=True, **FP32)),
+    ("llama", {"vocab": 99, "tie_word_embeddings": True}, layout(pp=4, tp=2, **FP32)),
 ]
 
 
@@ -56,7 +62,9 @@ EXPERTS: list[tuple[str, HybridParallelConfig]] = [
 ]
 
 
-def record_a_step(model: Any, config: HybridParallelConfig, **options: Any) -> tuple[int, tuple[TrafficEntry, ...]]:
+def record_a_step(
+    model: Any, config: HybridParallelConfig, **options: Any
+) -> tuple[int, RankPlace, tuple[TrafficEntry, ...]]:
     groups = ProcessGroupManager(config, Device("cpu", "gloo"))
     source = SeededWeights(model, family_of(model), 0)
     engine = build_engine(config, model, groups, source, EngineOptions(seq=SEQ, **options))
@@ -65,16 +73,12 @@ def record_a_step(model: Any, config: HybridParallelConfig, **options: Any) -> t
     engine.step(tokens, tokens)
     groups.recorder.reset()
     engine.step(tokens, tokens)
-    return groups.axis("pp").rank, groups.recorder.traffic()
+    place = RankPlace(groups.axis("tp").rank, groups.axis("zero_shard").rank)
+    return groups.axis("pp").rank, place, groups.recorder.traffic()
 
 
-def predicted(model: Any, config: HybridParallelConfig) -> dict[int, tuple[TrafficEntry, ...]]:
-    spec = ModelSpec.from_config(model.to_dict())
-    candidates = Candidates.from_configs([config])
-    split = stages(spec, candidates)
-    terms = training_traffic(spec, Workload(seq=SEQ), candidates, split, unit_keys(candidates))
-    roles = [role for role in range(split.index.shape[1]) if split.weight[0, role]]
-    return {int(split.index[0, role]): ledger_entries(terms, 0, role) for role in roles}
+def predicted(model: Any, config: HybridParallelConfig, stage: int, place: RankPlace) -> tuple[TrafficEntry, ...]:
+    return rank_ledger(ModelSpec.from_config(model.to_dict()), Workload(seq=SEQ), config, stage, place)
 
 
 def lines(entries: tuple[TrafficEntry, ...]) -> dict[tuple[str, ...], tuple[int, int, int]]:
@@ -84,14 +88,13 @@ def lines(entries: tuple[TrafficEntry, ...]) -> dict[tuple[str, ...], tuple[int,
 @pytest.mark.parametrize(("family", "changes", "config"), CASES)
 def test_recorded_ledger_equals_the_predicted_one(family: str, changes: dict[str, Any], config: HybridParallelConfig):
     model = tiny(family, **changes)
-    expected = predicted(model, config)
     recorded = run_ranks(config.world_size, record_a_step, model, config)
     assert len(recorded) == config.world_size
-    for stage, entries in recorded:
-        assert lines(entries) == lines(expected[stage])
+    for stage, place, entries in recorded:
+        assert lines(entries) == lines(predicted(model, config, stage, place))
 
 
-def record_balanced(model: Any, config: HybridParallelConfig) -> tuple[int, tuple[TrafficEntry, ...]]:
+def record_balanced(model: Any, config: HybridParallelConfig) -> tuple[int, RankPlace, tuple[TrafficEntry, ...]]:
     return record_a_step(model, config, routing=Routing.BALANCED)
 
 
@@ -100,16 +103,15 @@ def test_with_balanced_routing_the_ledger_of_experts_equals_the_predicted_one(
     family: str, config: HybridParallelConfig
 ):
     model = tiny(family)
-    expected = predicted(model, config)
-    for stage, entries in run_ranks(config.world_size, record_balanced, model, config):
-        assert lines(entries) == lines(expected[stage])
+    for stage, place, entries in run_ranks(config.world_size, record_balanced, model, config):
+        assert lines(entries) == lines(predicted(model, config, stage, place))
 
 
 def test_with_the_models_routing_calls_are_the_predicted_ones_and_bytes_in_the_sum_over_ranks():
     config = layout(dp=2, tp=2, ep=2, expert_tp=2, **FP32)
     model = tiny("mixtral")
-    expected = lines(predicted(model, config)[0])
-    ranks = [lines(entries) for _, entries in run_ranks(config.world_size, record_a_step, model, config)]
+    expected = lines(predicted(model, config, 0, RankPlace()))
+    ranks = [lines(entries) for _, _, entries in run_ranks(config.world_size, record_a_step, model, config)]
     assert any(rank != expected for rank in ranks)  # else the router was balanced and nothing is shown
     for line, (size, calls, total) in expected.items():
         assert {rank[line][:2] for rank in ranks} == {(size, calls)}

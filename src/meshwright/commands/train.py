@@ -191,10 +191,18 @@ def _forked(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutc
     try:
         return train_forked(made)
     except RankFailedError as error:
-        print(f"meshwright: {error}", file=sys.stderr)
+        print(f"meshwright: {error}{_how_to_go_on(folder)}", file=sys.stderr)
         if error.exit_code != HUNG:  # the rank that noticed has said it
             say_verdict(folder)
         raise typer.Exit(1) from None
+
+
+def _how_to_go_on(folder: Path) -> str:
+    from meshwright.runtime import checkpoint
+    from meshwright.runtime.trainer import CHECKPOINTS
+
+    found = checkpoint.complete(folder / CHECKPOINTS)
+    return f"; {found[-1].name} is complete: go on from it with --resume" if found else "; no checkpoint is complete"
 
 
 def _joined(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutcome] | None:
@@ -211,18 +219,15 @@ def _joined(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutc
 
 def _ledger_lines(plan: Plan, outcomes: Sequence[RankOutcome]) -> list[LedgerLine]:
     """The last step's ledgers of all ranks beside the closed form's."""
-    from meshwright.cost.candidates import Candidates, unit_keys
     from meshwright.cost.from_plan import workload_of
-    from meshwright.cost.stages import stages
-    from meshwright.cost.traffic import ledger_entries, training_traffic
+    from meshwright.cost.traffic import RankPlace, rank_ledger
 
     assert isinstance(plan.workload, TrainingWorkload)
-    model, candidates = plan.load_model(), Candidates.from_configs([plan.parallel])
-    split = stages(model, candidates)
-    terms = training_traffic(model, workload_of(plan.workload), candidates, split, unit_keys(candidates))
-    roles = [role for role in range(split.index.shape[1]) if split.weight[0, role]]
-    predicted = {int(split.index[0, role]): ledger_entries(terms, 0, role) for role in roles}
-    return compare_ledgers([(o.stage, o.ledger) for o in outcomes], predicted)
+    model, workload = plan.load_model(), workload_of(plan.workload)
+    places = {(o.stage, RankPlace(o.tp_rank, o.shard)) for o in outcomes}
+    predicted = {place: rank_ledger(model, workload, plan.parallel, *place) for place in places}
+    ranks = [(o.stage, o.ledger, predicted[o.stage, RankPlace(o.tp_rank, o.shard)]) for o in outcomes]
+    return compare_ledgers(ranks)
 
 
 def _comparison(plan: Plan, folder: Path) -> Comparison | None:

@@ -24,7 +24,7 @@ from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
 from meshwright.cost.step import Machine, StepArrays, step_arrays, under_pressure
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
-from meshwright.cost.traffic import ledger_entries, training_traffic
+from meshwright.cost.traffic import RankPlace, ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig
@@ -87,7 +87,7 @@ def estimates(
     candidates = Candidates.from_configs(configs)
     used = stack or default_stack()
     priced = price(model, workload, machine_of(cluster, used), candidates)
-    terms = training_traffic(model, workload, candidates, priced.stages, unit_keys(candidates))
+    terms = training_traffic(model, workload, candidates, priced.stages, unit_keys(candidates), RankPlace())
     found: list[Estimate] = []
     for row, config in enumerate(configs):
         parts = {name: float(seconds[row]) for name, seconds in priced.step.parts_s.items()}

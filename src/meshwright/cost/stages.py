@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray, Runs, distinct
+from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.split import even_split
 from meshwright.models.spec import ModelSpec
 from meshwright.schedules.placement import V_SHAPED, chunk_owner
@@ -116,16 +117,23 @@ def _boundaries(owner: IntArray, pp: int) -> tuple[IntArray, IntArray]:
     return sends, receives
 
 
+def _contents(
+    pattern: tuple[int, ...], kinds: int, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None
+) -> IntArray:
+    """Every stage as a row (first, last, sends, receives, layers of each kind)."""
+    layers, owner = _layers_and_owners(pattern, kinds, pp, vpp, v_shaped, split)
+    position = np.arange(pp)
+    sends, receives = _boundaries(owner, pp)
+    return np.column_stack([position == 0, position == owner[-1], sends, receives, layers]).astype(np.int64)
+
+
 @lru_cache(maxsize=8192)
 def _roles(
     pattern: tuple[int, ...], kinds: int, pp: int, vpp: int, v_shaped: bool, split: tuple[int, ...] | None
 ) -> IntArray:
     """Distinct stages as rows (index, weight, first, last, sends, receives, layers of each kind), by index. Cached: a
     search asks for the same few shapes in every chunk."""
-    layers, owner = _layers_and_owners(pattern, kinds, pp, vpp, v_shaped, split)
-    position = np.arange(pp)
-    sends, receives = _boundaries(owner, pp)
-    contents = np.column_stack([position == 0, position == owner[-1], sends, receives, layers]).astype(np.int64)
+    contents = _contents(pattern, kinds, pp, vpp, v_shaped, split)
     index: dict[tuple[int, ...], int] = {}
     weight: dict[tuple[int, ...], int] = {}
     listed: list[list[int]] = contents.tolist()
@@ -150,3 +158,12 @@ def stages(model: ModelSpec, candidates: Candidates) -> Stages:
     """The stage roles of every candidate (see the module)."""
     keys = stage_keys(candidates)
     return role_table(model, keys).take(keys.inverse)
+
+
+def every_stage(model: ModelSpec, config: HybridParallelConfig) -> Stages:
+    """All stages of one configuration as roles of their own [1, pp], equal ones too."""
+    v_shaped = config.schedule in V_SHAPED
+    rows = _contents(model.pattern, len(model.kinds), config.pp, config.vpp, v_shaped, config.layer_split)[None]
+    first, last, sends, receives = (rows[:, :, i] for i in range(4))
+    index = np.arange(config.pp, dtype=np.int64)[None]
+    return Stages(index, np.ones_like(index), rows[:, :, 4:], first > 0, last > 0, sends, receives)

@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, UnitKeys
-from meshwright.cost.stages import Stages
+from meshwright.cost.candidates import Candidates, UnitKeys, unit_keys
+from meshwright.cost.stages import Stages, every_stage
 from meshwright.cost.traffic_layers import layer_terms
 from meshwright.cost.traffic_state import state_terms
-from meshwright.cost.traffic_term import Scene, TrafficTerm, scene
+from meshwright.cost.traffic_term import RankPlace, Scene, TrafficTerm, scene
 from meshwright.cost.workload import Workload
+from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import Collective, Phase, TrafficEntry
 from meshwright.models.spec import ModelSpec
 
-__all__ = ["TrafficTerm", "ledger_entries", "pipeline_terms", "training_traffic"]
+__all__ = ["RankPlace", "TrafficTerm", "ledger_entries", "pipeline_terms", "rank_ledger", "training_traffic"]
 
 
 def training_traffic(
-    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys
+    model: ModelSpec,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    place: RankPlace | None = None,
 ) -> tuple[TrafficTerm, ...]:
-    """Every line of the ledger for every candidate and stage; lines that no candidate has are left out."""
-    x = scene(model, workload, candidates, stages, keys)
+    """Every line of the ledger for every candidate and stage; lines that no candidate has are left out. Exact to the
+    byte for the rank at `place` of a stage; without one, rows are spread evenly over shards."""
+    x = scene(model, workload, candidates, stages, keys, place)
     terms = [*layer_terms(x), *pipeline_terms(x), *state_terms(x)]
     return tuple(t for t in terms if t.used)
 
@@ -46,14 +53,24 @@ def pipeline_terms(x: Scene) -> list[TrafficTerm]:
     ]
 
 
+def rank_ledger(
+    model: ModelSpec, workload: Workload, config: HybridParallelConfig, stage: int, place: RankPlace
+) -> tuple[TrafficEntry, ...]:
+    """The ledger of one rank of one configuration, to the byte: `stage` is its pp rank."""
+    candidates = Candidates.from_configs([config])
+    terms = training_traffic(model, workload, candidates, every_stage(model, config), unit_keys(candidates), place)
+    return ledger_entries(terms, 0, stage)
+
+
 def ledger_entries(terms: tuple[TrafficTerm, ...], row: int, role: int) -> tuple[TrafficEntry, ...]:
-    """The ledger lines of one candidate's rank on the stage of a role; lines without calls are left out."""
+    """The ledger lines of one candidate's rank on the stage of a role; lines without calls are left out. Terms of
+    several kinds of layers are one line."""
     totals: dict[tuple[str, Collective, Phase, str, int], tuple[float, float]] = {}
     for term in terms:
         calls = float(term.calls[row, role])
         if term.group_size[row] > 1 and calls > 0:
-            key = (term.axis, term.collective, term.phase, term.what, int(term.group_size[row]))
-            before = totals.get(key, (0.0, 0.0))  # layers of several kinds share a line
-            totals[key] = (before[0] + calls, before[1] + calls * float(term.bytes_per_call[row, role]))
-    entries = [TrafficEntry(*key, calls=round(calls), total_bytes=round(sent)) for key, (calls, sent) in totals.items()]
+            line = (term.axis, term.collective, term.phase, term.what, int(term.group_size[row]))
+            before = totals.get(line, (0.0, 0.0))
+            totals[line] = (before[0] + calls, before[1] + calls * float(term.bytes_per_call[row, role]))
+    entries = [TrafficEntry(*line, round(calls), round(total)) for line, (calls, total) in totals.items()]
     return tuple(sorted(entries, key=lambda e: (e.axis, e.phase, e.collective, e.what)))

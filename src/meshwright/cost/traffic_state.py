@@ -5,15 +5,17 @@ embedding's group, sums that tensor parallelism leaves open, and the scalars of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
+from meshwright.cost.traffic_elements import gathered, held, owned, state_shards
 from meshwright.cost.traffic_layers import expert_stride
 from meshwright.cost.traffic_term import Scene, TrafficTerm
 from meshwright.ledger import GRADIENT_BUCKET_BYTES, Collective, Phase
-from meshwright.models.counting import per_rank_elements
+from meshwright.models.counting import parts_with_units
 from meshwright.models.spec import Attention, LayerKind, Part, TensorSpec
 
 SCALAR_BYTES = 8.0  # the squared gradient norm, in fp64
@@ -23,11 +25,13 @@ LOSS_BYTES = 16.0  # loss and token count, in fp64
 @dataclass(frozen=True)
 class Unit:
     """What is gathered and reduced together on a stage: `elements` per call and `count` calls [n, S] (or [n, 1]), over
-    `shards` ranks that share it and `replicas` of those."""
+    `shards` ranks that share it and `replicas` of those. `padded`: elements of the buffers that shards are gathered
+    into."""
 
     what: str
     axis: str
     elements: FloatArray
+    padded: FloatArray
     count: FloatArray
     shards: IntArray
     replicas: IntArray
@@ -46,43 +50,49 @@ def data_stride(c: Candidates) -> IntArray:
     return np.where(c.cp == 1, c.pp * c.tp, np.where(c.pp == 1, c.tp, c.tp * c.pp))
 
 
-def _elements(tensors: tuple[TensorSpec, ...], x: Scene) -> tuple[FloatArray, FloatArray]:
-    """Dense and expert elements on a rank, gathered to the candidates [n]."""
-    k = x.keys.candidates
-    dense, expert = per_rank_elements(tensors, k.tp, k.ep, k.expert_tp)
-    return dense[x.keys.inverse].astype(np.float64), expert[x.keys.inverse].astype(np.float64)
-
-
 def _units(x: Scene) -> list[Unit]:
     """One unit per decoder layer, one for the rest of a stage, and one per layer for routed experts."""
     c, stages, model = x.candidates, x.stages, x.model
     world = c.dp * c.cp
     replicas = np.maximum(world // c.zero_shards, 1)
-    dense = np.zeros(stages.index.shape)
     expert = np.zeros(stages.index.shape)
+    dense, padded = np.zeros(stages.index.shape), np.zeros(stages.index.shape)
     for k, kind in enumerate(model.kinds):
-        of_dense, of_expert = _elements(kind.tensors, x)
+        of_dense, of_expert = held(kind.tensors, x)
         dense = dense + stages.layers[:, :, k] * of_dense[:, None]
+        padded = padded + stages.layers[:, :, k] * gathered(kind.tensors, x)[:, None]
         expert = expert + stages.layers[:, :, k] * of_expert[:, None]
     layers = stages.layers.sum(axis=2).astype(np.float64)
     moe_layers = x.layers_where([float(any(t.experts for t in k.tensors)) for k in model.kinds])
-    ends = stages.first * _elements(model.embedding_tensors, x)[0][:, None]
-    ends = ends + stages.last * _elements(model.final_tensors + model.head_tensors, x)[0][:, None]
     # the first and the last chunk are units of their own, also where a V puts them on one stage
     apart = (c.pp * c.vpp > 1)[:, None]
-    ends = ends + (stages.last & apart) * _elements(model.tied_tensors, x)[0][:, None]
+    ends, padded_ends = (_ends(x, count, apart) for count in (_dense, gathered))
     end_units = np.where(apart, stages.first.astype(np.float64) + stages.last, 1.0) * (ends > 0)
     stride = data_stride(c)
+    of_layers, of_ends = np.maximum(layers, 1), np.maximum(end_units, 1)
+    shards = c.zero_shards
     units = [
-        Unit("layer", "dp", dense / np.maximum(layers, 1), layers, c.zero_shards, replicas, stride),
-        Unit("ends", "dp", ends / np.maximum(end_units, 1), end_units, c.zero_shards, replicas, stride),
+        Unit("layer", "dp", dense / of_layers, padded / of_layers, layers, shards, replicas, stride),
+        Unit("ends", "dp", ends / of_ends, padded_ends / of_ends, end_units, shards, replicas, stride),
     ]
     if moe_layers.any():
         each = expert / np.maximum(moe_layers, 1)
         shards = expert_state_shards(c)
         outer = np.where(c.expert_dp > 1, c.ep * expert_stride(c), 1)
-        units.append(Unit("expert", "expert_dp", each, moe_layers, shards, c.expert_dp // shards, outer))
+        units.append(Unit("expert", "expert_dp", each, each, moe_layers, shards, c.expert_dp // shards, outer))
     return units
+
+
+def _dense(tensors: Sequence[TensorSpec], x: Scene) -> FloatArray:
+    return held(tensors, x)[0]
+
+
+def _ends(x: Scene, count: Callable[[Sequence[TensorSpec], Scene], FloatArray], apart: BoolArray) -> FloatArray:
+    """Elements of embedding, final norm and head on each stage [n, S], counted by `count`."""
+    stages, model = x.stages, x.model
+    ends = stages.first * count(model.embedding_tensors, x)[:, None]
+    ends = ends + stages.last * count(model.final_tensors + model.head_tensors, x)[:, None]
+    return ends + (stages.last & apart) * count(model.tied_tensors, x)[:, None]
 
 
 def _replica_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:
@@ -106,8 +116,8 @@ def _shard_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:
     size = np.where(sharded, unit.shards, 1)
     across = np.where(sharded, unit.replicas, 1)
     reductions = unit.count * np.where((c.zero >= 2)[:, None], m, 1.0)
-    weights = unit.elements * x.element
-    gradients = unit.elements * x.workload.gradient_bytes
+    weights = unit.padded * x.element
+    gradients = unit.padded * x.workload.gradient_bytes
     shard = gradients / unit.shards[:, None]
     outer = unit.stride * unit.shards
     forward, backward = Phase.FORWARD, Phase.BACKWARD
@@ -137,19 +147,20 @@ def _is_partial(tensor: TensorSpec, sequence_parallel: bool) -> bool:
 
 
 def _partial_elements(tensors: tuple[TensorSpec, ...], x: Scene) -> FloatArray:
-    """Elements whose gradients are summed over tp after the backward pass [n]."""
-    sharded, plain = (float(sum(t.size for t in tensors if _is_partial(t, sp))) for sp in (True, False))
+    """Elements of the rank's shard whose gradients are summed over tp after the backward pass [n]."""
+    sharded, plain = (owned([t for t in tensors if _is_partial(t, sp)], x) for sp in (True, False))
     return np.where(x.candidates.sequence_parallel, sharded, plain)
 
 
 def _replicated_kv_elements(kind: LayerKind, x: Scene) -> FloatArray:
-    """Elements of KV heads that several tp ranks hold [n]."""
+    """Elements of the rank's shard of KV heads that several tp ranks hold [n]."""
     if not isinstance(kind.mixer, Attention):
         return np.zeros(len(x.candidates))
     heads = kind.mixer.kv_heads
-    of_kv = tuple(t for t in kind.tensors if t.part is Part.ATTENTION and t.split_units == heads)
-    held = _elements(of_kv, x)[0] if heads < kind.mixer.heads else np.zeros(len(x.candidates))
-    return np.where(x.candidates.tp > heads, held, 0.0)
+    if heads == kind.mixer.heads:
+        return np.zeros(len(x.candidates))
+    of_kv = [part for t in kind.tensors if t.part is Part.ATTENTION for part in parts_with_units(t, heads)]
+    return np.where(x.candidates.tp > heads, owned(of_kv, x), 0.0)
 
 
 def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
@@ -169,7 +180,7 @@ def _tensor_parallel_sums(x: Scene) -> list[TrafficTerm]:
     partial = partial + stages.first * _partial_elements(model.embedding_tensors, x)[:, None]
     partial = partial + stages.last * _partial_elements(model.final_tensors, x)[:, None]
     one = np.ones_like(c.tp)
-    nbytes = x.workload.gradient_bytes / _state_shards(c)[:, None]
+    nbytes = x.workload.gradient_bytes
     reduce, phase = Collective.ALL_REDUCE, Phase.OPTIMIZER
     copies = np.maximum(c.tp // kv_heads, 1)
     return [
@@ -196,18 +207,13 @@ def expert_state_shards(c: Candidates) -> IntArray:
     return np.where(c.expert_dp > copies, c.expert_dp // copies, c.expert_dp)
 
 
-def _state_shards(c: Candidates) -> IntArray:
-    """Ranks that a gradient is spread over once data parallelism has reduced it [n]."""
-    return np.where(c.zero >= 1, c.zero_shards, 1)
-
-
 def _tied_embedding(x: Scene) -> list[TrafficTerm]:
     """First and last stage sum the gradients of the table they share (Narayanan et al. 2021)."""
     c, stages = x.candidates, x.stages
     if not x.model.tied_tensors:
         return []
     apart = (c.pp > 1)[:, None] & (stages.first ^ stages.last)
-    table = _elements(x.model.tied_tensors, x)[0] * x.workload.gradient_bytes / _state_shards(c)
+    table = owned(x.model.tied_tensors, x) * x.workload.gradient_bytes
     size = np.where(apart.any(axis=1), 2, 1)
     stride = c.cp * c.tp * np.maximum(c.pp - 1, 1)
     phase, what = Phase.OPTIMIZER, "tied embedding gradients"
@@ -222,7 +228,7 @@ def _scalars(x: Scene) -> list[TrafficTerm]:
     scalar = np.full(len(c), SCALAR_BYTES)
     loss = np.full(len(c), LOSS_BYTES)
     reduce, phase, norm = Collective.ALL_REDUCE, Phase.OPTIMIZER, "gradient norm"
-    shards = _state_shards(c)
+    shards = state_shards(c)
     of_experts: list[TrafficTerm] = []
     if any(tensor.experts for kind in x.model.kinds for tensor in kind.tensors):
         expert_shards = np.where(c.zero >= 1, expert_state_shards(c), 1)

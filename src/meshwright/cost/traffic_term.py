@@ -36,8 +36,17 @@ class TrafficTerm:
 
 
 @dataclass(frozen=True)
+class RankPlace:
+    """Which rank of its stage: its tp rank, and its place among the dp x cp ranks that share sharded state."""
+
+    tp: int = 0
+    shard: int = 0
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What the terms are worked out from. `tokens` on a rank per microbatch, `hidden_bytes` of one hidden state of them
+    """What the terms are worked out from. `place`: count rows as that rank holds and pads them (None: spread evenly,
+    which is all that a search needs). `tokens` on a rank per microbatch, `hidden_bytes` of one hidden state of them
     before any sequence split, `element` bytes of an activation, `microbatches` per step, as float [n]."""
 
     model: ModelSpec
@@ -49,6 +58,7 @@ class Scene:
     hidden_bytes: FloatArray
     element: float
     microbatches: FloatArray
+    place: RankPlace | None = None
 
     def term(
         self,
@@ -81,7 +91,14 @@ class Scene:
         return self.stages.layers @ np.array(counts, dtype=np.float64)
 
 
-def scene(model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys) -> Scene:
+def scene(
+    model: ModelSpec,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    place: RankPlace | None = None,
+) -> Scene:
     element = element_bytes(candidates.precision)
     tokens = candidates.micro_batch * (workload.seq / candidates.cp)
     return Scene(
@@ -94,4 +111,5 @@ def scene(model: ModelSpec, workload: Workload, candidates: Candidates, stages: 
         hidden_bytes=tokens * (model.hidden * element),
         element=element,
         microbatches=candidates.microbatches.astype(np.float64),
+        place=place,
     )

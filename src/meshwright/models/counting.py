@@ -10,6 +10,7 @@ expert_tp. Works on ints and on NumPy arrays of sizes alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -112,6 +113,33 @@ def _share(tensor: TensorSpec, ways: int, rank: int, *, owned: bool) -> int:
             count = 1 if first or not owned else 0
         held += count * (rows // units) * row
     return held
+
+
+def local_pieces(tensor: TensorSpec, ways: int, rank: int) -> list[tuple[int, ...]]:
+    """Shapes of the parts of a dense tensor on `rank` of `ways`: one per fused part, because fused parts are split, and
+    sharded over dp, each by itself."""
+    segments = _segments(tensor)
+    if not segments or tensor.split_dim is None:
+        return [tensor.shape]
+    pieces: list[tuple[int, ...]] = []
+    for width, units in segments:
+        chunk = -(-units // ways)
+        count = max(0, min(units, (rank + 1) * chunk) - rank * chunk) if units >= ways else 1
+        held = count * (width // units)
+        pieces.append((*tensor.shape[: tensor.split_dim], held, *tensor.shape[tensor.split_dim + 1 :]))
+    return pieces
+
+
+def parts_with_units(tensor: TensorSpec, units: int) -> list[TensorSpec]:
+    """The tensor where it splits into so many units, or those of its fused parts that do, as tensors of their own."""
+    if not tensor.fused or tensor.split_dim is None:
+        return [tensor] if tensor.split_units == units else []
+    dim = tensor.split_dim
+    return [
+        replace(tensor, shape=(*tensor.shape[:dim], width, *tensor.shape[dim + 1 :]), split_units=units, fused=())
+        for width, of_part in tensor.fused
+        if of_part == units
+    ]
 
 
 def rank_parameters(

@@ -1,11 +1,11 @@
 """The traffic ledger as a person reads it: what was recorded beside what was predicted, line by line.
 
-In: ledgers of ranks by pipeline stage. Out: a rich table, and whether all lines agree.
+In: ledgers of ranks. Out: a rich table, and whether all lines agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -36,21 +36,19 @@ class LedgerLine:
 
 
 def compare_ledgers(
-    recorded: Sequence[tuple[int, Sequence[TrafficEntry]]], predicted: Mapping[int, Sequence[TrafficEntry]]
+    ranks: Sequence[tuple[int, Sequence[TrafficEntry], Sequence[TrafficEntry]]],
 ) -> list[LedgerLine]:
-    """`recorded`: (stage, ledger) of every rank. A line on which ranks of a stage differ is shown as the first that
-    disagrees with the prediction. What routed tokens send differs from rank to rank with the router's choice: there the
-    mean of a stage's ranks counts, if all made as many calls."""
+    """`ranks`: stage, recorded and predicted ledger of every rank. A line on which ranks of a stage differ is shown as
+    the first that disagrees with its prediction. What routed tokens send differs from rank to rank with the router's
+    choice: there the mean of a stage's ranks counts, if all made as many calls."""
     found: dict[tuple[int, Line], LedgerLine] = {}
-    ranks = [(stage, _by_line(entries)) for stage, entries in recorded]
-    for stage, entries in ranks:
-        own, expected = (
-            _routed_as_means(entries, [e for s, e in ranks if s == stage]),
-            _by_line(predicted.get(stage, ())),
-        )
+    recorded = [(stage, _by_line(entries)) for stage, entries, _ in ranks]
+    for (stage, entries), (_, _, predicted) in zip(recorded, ranks, strict=True):
+        own = _routed_as_means(entries, [e for s, e in recorded if s == stage])
+        expected = _by_line(predicted)
         for line in own.keys() | expected.keys():
             made = LedgerLine(stage, line, own.get(line, (0, 0)), expected.get(line, (0, 0)))
-            if (stage, line) not in found or not made.agrees:
+            if (stage, line) not in found or (found[stage, line].agrees and not made.agrees):
                 found[stage, line] = made
     return [found[key] for key in sorted(found, key=lambda k: (k[1][0], k[0], k[1]))]
 

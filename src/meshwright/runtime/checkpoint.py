@@ -11,11 +11,12 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -106,6 +107,17 @@ class Boxes:
     def size(self) -> Size:
         return self._shape
 
+    def copied_into(self, buffers: list[Tensor]) -> Boxes:
+        """The parts that this rank writes, copied to the host: into `buffers` where these are there from the last time,
+        else into new ones, which are left there."""
+        copy = Boxes(tuple(self._shape))
+        written = [(offsets, tensor) for offsets, tensor, writes in self._parts if writes]
+        if len(buffers) != len(written):
+            buffers[:] = [torch.empty_like(tensor, device="cpu") for _, tensor in written]
+        for (offsets, tensor), buffer in zip(written, buffers, strict=True):
+            copy.add(buffer.copy_(tensor), tuple(offsets), writes=True)
+        return copy
+
 
 class BoxSavePlanner(DefaultSavePlanner):
     """torch's planner, told how to find a box (it looks for plain tensors only)."""
@@ -160,32 +172,88 @@ def tensors_of(engine: Engine) -> dict[str, Boxes]:
     return found
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one step, ready to be written: this rank's tensors and where the run stands."""
+
+    tensors: Mapping[str, Boxes]
+    progress: Progress
+
+
+def snapshot(engine: Engine, position: DataPosition) -> Snapshot:
+    """The run as it stands; its tensors are the engine's own, not copies."""
+    return Snapshot(tensors_of(engine), _progress(engine, position))
+
+
 def save(
     engine: Engine, folder: Path, position: DataPosition, plan: Plan, model_config: Any, keep: int | None = None
 ) -> Path:
     """Write `folder`/step-N on all ranks together; of the complete checkpoints the last `keep` stay (None: all)."""
-    target = folder / f"step-{engine.steps_done:08d}"
+    return write(snapshot(engine, position), folder, plan, model_config, keep)
+
+
+def write(
+    taken: Snapshot,
+    folder: Path,
+    plan: Plan,
+    model_config: Any,
+    keep: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """The same of a snapshot, talking over `group` (None: the world's). Fails on all ranks where it fails on one. What
+    has its name is whole at every moment: folders get it when they are full and lose it before they are removed."""
+    target = folder / f"step-{taken.progress.step:08d}"
     beside = folder / f".{target.name}.incomplete"
-    on_first_rank = dist.get_rank() == 0
-    if on_first_rank:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*.incomplete"):
-            shutil.rmtree(leftover)
-    dist.barrier()
-    save_state_dict(dict(tensors_of(engine)), storage_writer=CheckpointWriter(beside), planner=BoxSavePlanner())
-    if on_first_rank:
+    _together(lambda: _make_room(folder), group)
+    writer = CheckpointWriter(beside)
+    try:
+        save_state_dict(dict(taken.tensors), storage_writer=writer, planner=BoxSavePlanner(), process_group=group)
+    except CheckpointException as error:  # not an Exception
+        _, (cause, _) = next(iter(sorted(error.failures.items())))
+        raise OSError(f"{target.name} cannot be written: {str(cause).strip().splitlines()[0][:200]}") from None
+
+    def name_it() -> None:
         plan.write(beside / PLAN_FILE)
         write_text(beside / CONFIG_FILE, json.dumps(model_config.to_dict(), indent=1, default=str))
-        write_text(beside / STATE_FILE, json.dumps(asdict(_progress(engine, position))))
+        write_text(beside / STATE_FILE, json.dumps(asdict(taken.progress)))
         sync_folder(beside)
         if target.exists():  # of the same step: a run that diverged from it was resumed
-            shutil.rmtree(target)
+            _remove(target)
         beside.rename(target)
         sync_folder(folder)
         for old in complete(folder)[: -keep if keep else 0]:
-            shutil.rmtree(old)
-    dist.barrier()
+            _remove(old)
+
+    _together(name_it, group)
     return target
+
+
+def _together(work: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Do `work` on the first rank; all ranks wait for it, and fail where it fails."""
+    problem: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except OSError as error:
+            problem = [f"checkpoint: {error}"]
+    dist.broadcast_object_list(problem, src=0, group=group)
+    if problem[0] is not None:
+        raise OSError(problem[0])
+
+
+def _make_room(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*folder.glob(".step-*.incomplete"), *folder.glob(".step-*.removed")):
+        shutil.rmtree(leftover)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take its name away first: half a checkpoint must not look like one."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _progress(engine: Engine, position: DataPosition) -> Progress:

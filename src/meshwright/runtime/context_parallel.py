@@ -27,9 +27,15 @@ TOKENS_TO_HEADS = "tokens to heads"
 HEADS_TO_TOKENS = "heads to tokens"
 
 
+HEADS_OF_CLASSIFIERS = ("summary_first_dropout", "classifier_dropout")
+"""Dropout of heads that causal language models do not have, though their configs may."""
+
+
 def refuse_dropout(model_config: Any) -> None:
     """Dropout masks are drawn for whole sequences; ring attention has no place to apply them."""
     for name, value in vars(model_config).items():
+        if name in HEADS_OF_CLASSIFIERS:
+            continue
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float) and value > 0:
             raise InputError(f"context parallelism runs without dropout, but the model has {name}={value}; set it to 0")
 

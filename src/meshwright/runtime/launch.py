@@ -203,14 +203,24 @@ def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: f
                 succeeded, value = pending.pop(rank).recv()
             except EOFError:
                 processes[rank].join(GRACE_S)
+                _raise_if_killed(processes)
                 code = processes[rank].exitcode
                 raise RankFailedError(rank, f"died with exit code {code}", code) from None
             if isinstance(value, InputError):
                 raise value
             if not succeeded:
+                _raise_if_killed(processes)
                 raise RankFailedError(rank, f"failed:\n{value}")
             results[rank] = value
     return results
+
+
+def _raise_if_killed(processes: list[BaseProcess]) -> None:
+    """A rank that a signal ended is the cause of what its peers then report, in whatever order they do."""
+    for rank, process in enumerate(processes):
+        if process.exitcode is not None and process.exitcode < 0:
+            name = signal.Signals(-process.exitcode).name
+            raise RankFailedError(rank, f"was killed by {name}", process.exitcode)
 
 
 def _stop(processes: list[BaseProcess]) -> None:

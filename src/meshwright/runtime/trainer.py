@@ -22,6 +22,7 @@ from meshwright.flight.layout import SAVING
 from meshwright.ledger import TrafficEntry
 from meshwright.plan import Plan, TrainingRun, TrainingWorkload
 from meshwright.runtime import checkpoint
+from meshwright.runtime.async_checkpoint import AsyncCheckpoints
 from meshwright.runtime.data import TokenData
 from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
 from meshwright.runtime.families import family_of
@@ -80,11 +81,14 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class RankOutcome:
-    """What a rank brings back. `losses`: of the steps done here, on every rank the same; `ledger`: of the last step.
+    """What a rank brings back. `losses`: of the steps done here, on every rank the same; `ledger`: of the last step;
+    `shard`: place among the ranks that share sharded state.
     `diverged_at`: the step whose loss was not finite, at which the run stopped."""
 
     rank: int
     stage: int
+    tp_rank: int
+    shard: int
     first_step: int
     losses: tuple[float, ...]
     tokens_per_s: float
@@ -180,28 +184,28 @@ class Trainer:
     def train(self) -> RankOutcome:
         """From where the engine stands to the plan's last step, or until the loss is not finite."""
         first, losses = self.engine.steps_done, list[float]()
-        saved: Path | None = None
         diverged = False
         started = time.perf_counter()
-        with self._progress(first) as progress, _Rank0Writer(self.job, first) as writer:
+        folder = self.job.out / CHECKPOINTS
+        with (
+            self._progress(first) as progress,
+            _Rank0Writer(self.job, first) as writer,
+            AsyncCheckpoints(folder, self.job.plan, self.job.model_config, self.job.keep) as checkpoints,
+        ):
             while self.engine.steps_done < self.job.run.steps and not diverged:
                 metrics = self.step()
                 losses.append(metrics.loss)
                 writer.step(metrics)
                 progress.show(metrics)
                 diverged = not math.isfinite(metrics.loss)
+                checkpoints.poll()
                 if not diverged and self._checkpoint_is_due():
                     self.log.activity(SAVING)
-                    saved = checkpoint.save(
-                        self.engine,
-                        self.job.out / CHECKPOINTS,
-                        self._position(),
-                        self.job.plan,
-                        self.job.model_config,
-                        keep=self.job.keep,
-                    )
+                    checkpoints.start(self.engine, self._position())
             elapsed = time.perf_counter() - started
-            outcome = self._outcome(first, losses, elapsed, saved, diverged)
+            self.log.activity(SAVING)
+            checkpoints.close()
+            outcome = self._outcome(first, losses, elapsed, checkpoints.last, diverged)
             writer.ledgers(outcome, self.engine.steps_done)
         return outcome
 
@@ -259,6 +263,8 @@ class Trainer:
         return RankOutcome(
             rank=dist.get_rank(),
             stage=self.engine.groups.axis("pp").rank,
+            tp_rank=self.engine.groups.axis("tp").rank,
+            shard=self.engine.groups.axis("zero_shard").rank,
             first_step=first,
             losses=tuple(losses),
             tokens_per_s=len(losses) * config.global_batch * self.job.seq / elapsed_s,
