@@ -42,7 +42,9 @@ class AsyncCheckpoints:
         self._model_config = model_config
         self._keep = keep
         # the thread talks over a group of its own, beside the training's collectives; files are written by the host
-        self._group = dist.new_group(backend="gloo", group_desc="checkpoint")
+        group = dist.new_group(backend="gloo", group_desc="checkpoint")
+        assert isinstance(group, dist.ProcessGroup)
+        self._group = group
         self._buffers: dict[str, list[Tensor]] = {}
         self._under_way: _Writing | None = None
         self.last: Path | None = None
