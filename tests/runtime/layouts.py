@@ -36,7 +36,7 @@ ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
 DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
 
 BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
-FEW_TOKENS = {"num_local_experts": 16, "num_experts_per_tok": 1}
+FEW_TOKENS = {"num_experts": 32, "num_experts_per_tok": 1, "norm_topk_prob": False}
 
 CP_FAMILIES = [(2, "llama"), (4, "llama"), (2, "mistral"), (4, "gemma3_text"), (2, "gpt2"), (2, "gpt_neox")]
 
@@ -169,7 +169,7 @@ def _experts() -> list[Case]:
         Case("ep2 x cp2 ring", layout(ep=2, cp=2), "mixtral"),
         Case("ep4 x cp2 x dp2 all-to-all", layout(ep=4, cp=2, dp=2), "qwen3_moe", variant=ALL_TO_ALL),
         Case("ep2 x cp2, latent attention", layout(ep=2, cp=2), "deepseek_v3"),
-        Case("one expert per token, ranks without tokens", layout(ep=4, dp=4, global_batch=4), "mixtral", FEW_TOKENS),
+        Case("one of 32 experts per token: most get none", layout(ep=4, dp=4, global_batch=4), "qwen3_moe", FEW_TOKENS),
         Case(
             "load-balancing loss, cp2 x tp2 sp", layout(ep=2, cp=2, tp=2, sequence_parallel=True), "mixtral", BALANCED
         ),
