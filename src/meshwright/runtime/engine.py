@@ -56,7 +56,8 @@ class EngineOptions:
 
     `routing` balanced takes the place of the experts that the model's router chose (for tracing); `capacity_factor`
     limits the rows per expert (None: no token is dropped). `seed` is that of dropout. `forward_context` is entered
-    around every forward pass; `recompute_contexts` around recomputation.
+    around every forward pass; `recompute_contexts` around recomputation, `sharding_context` around the set-up of FSDP2
+    (it reads the mesh, which a dry run must not fake).
     """
 
     seq: int
@@ -69,6 +70,7 @@ class EngineOptions:
     seed: int = 0
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
     recompute_contexts: Contexts = no_contexts
+    sharding_context: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -259,8 +261,9 @@ def build_engine(
         for module in chunks.values():
             module.watch_routers(_router_balance(model_config, groups))
     if shards:
-        for module in chunks.values():
-            shard_chunk(module, groups, config.zero, None if stored == compute else compute)
+        with options.sharding_context():
+            for module in chunks.values():
+                shard_chunk(module, groups, config.zero, None if stored == compute else compute)
     local = _local_parameters(chunks, parameters, groups, shards)
     data_parallel = (
         ShardedDataParallel(local, chunks, config.zero)

@@ -120,8 +120,13 @@ class Reducer(Protocol):
     def after_weights(self, chunk: int, last: bool) -> None: ...
 
 
+def _unobserved(_step: tuple[Action, ...]) -> None:
+    """Nobody watches."""
+
+
 class PipelineExecutor:
-    """Runs one stage of a schedule. Build it once; `run` executes a step."""
+    """Runs one stage of a schedule. Build it once; `run` executes a step. `observe` is told what comes next, and at the end
+    nothing."""
 
     def __init__(
         self,
@@ -144,6 +149,7 @@ class PipelineExecutor:
         self._split = {(a.chunk, a.microbatch) for a in own if a.kind is ActionKind.BACKWARD_INPUT}
         self._reducer = reducer
         self._forward_context = forward_context
+        self.observe: Callable[[tuple[Action, ...]], None] = _unobserved
         self._message_bytes = tensor_bytes(torch.empty(activation.shape, dtype=activation.dtype, device="meta"))
 
     def run(self, microbatches: Sequence[Microbatch], loss_scale: float = 1.0) -> Tensor | None:
@@ -156,6 +162,7 @@ class PipelineExecutor:
         for step in self._steps:
             action = self.current = step[0]
             self._log(action)
+            self.observe(step)
             if action.kind in COMMUNICATION:
                 self._communicate(step, live)
             elif action.kind is ActionKind.FORWARD:
@@ -169,6 +176,7 @@ class PipelineExecutor:
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
+        self.observe(())
         for message in live.sends:
             with self.pp.waiting(message.peer):
                 message.work.wait()

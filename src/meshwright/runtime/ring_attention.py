@@ -33,26 +33,35 @@ class RingPlan:
     scaling: float
     window: int | None = None
 
-    def mask(self, queries: Tensor, keys: Tensor) -> Tensor | bool | None:
+    def mask(self, queries: range, keys: range) -> Tensor | bool | None:
         """What of a block is allowed: True all, None nothing, else a mask [queries, keys]."""
-        longest, shortest = int(queries[-1] - keys[0]), int(queries[0] - keys[-1])
+        longest, shortest = queries[-1] - keys[0], queries[0] - keys[-1]
         if longest < 0 or (self.window is not None and shortest >= self.window):
             return None
         if shortest >= 0 and (self.window is None or longest < self.window):
             return True
-        distance = queries.unsqueeze(1) - keys.unsqueeze(0)
+        rows, columns = (torch.arange(run.start, run.stop) for run in (queries, keys))
+        distance = rows.unsqueeze(1) - columns.unsqueeze(0)
         allowed = distance >= 0
         return allowed if self.window is None else allowed & (distance < self.window)
 
     def blocks(self, owner: int) -> Iterator[tuple[slice, slice, Tensor | bool]]:
         """The pairs of runs of own queries and the owner's keys that are not masked wholly."""
-        half = self.positions.shape[1] // 2
-        own, other = self.positions[self.axis.rank], self.positions[owner]
-        for rows in (slice(0, half), slice(half, None)):
-            for columns in (slice(0, half), slice(half, None)):
-                allowed = self.mask(own[rows], other[columns])
+        halves = slice(0, self.run_length), slice(self.run_length, None)
+        for rows, queries in zip(halves, self.runs(self.axis.rank), strict=True):
+            for columns, keys in zip(halves, self.runs(owner), strict=True):
+                allowed = self.mask(queries, keys)
                 if allowed is not None:
                     yield rows, columns, allowed
+
+    @property
+    def run_length(self) -> int:
+        return self.positions.shape[1] // 2
+
+    def runs(self, rank: int) -> tuple[range, range]:
+        """The two runs of positions of a rank as numbers: which blocks are masked never waits for a tensor."""
+        first, second = (run * self.run_length for run in (rank, 2 * self.axis.size - 1 - rank))
+        return range(first, first + self.run_length), range(second, second + self.run_length)
 
 
 class _Hop:

@@ -70,7 +70,7 @@ class LocalParameter:
 
     def write_back(self) -> None:
         """Copy the stepped master into the live weight where they are not one tensor."""
-        if self.master.data_ptr() != self.local.data_ptr() or self.master.dtype != self.local.dtype:
+        if self.master.dtype != self.local.dtype or not _share_storage(self.master, self.local):
             self.local.copy_(self.master)
 
 
@@ -83,3 +83,8 @@ def local_tensor(tensor: Tensor) -> Tensor:
 def master_copy(tensor: Tensor) -> Tensor:
     """fp32 for narrower types, else the tensor itself."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _share_storage(one: Tensor, other: Tensor) -> bool:
+    """Asked of the storage itself: fake tensors have no address."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata

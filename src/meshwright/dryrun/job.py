@@ -1,0 +1,75 @@
+"""One rank of a job, run for one step: under fake tensors for a world of any size, or for real in a world that exists.
+
+In: a `DryJob` and a rank. Out: a `RankTrace`. Both ways run the runtime's own engine with the same tracer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch.distributed as dist
+
+from meshwright.dryrun.compare import Coordinate
+from meshwright.dryrun.trace import Event, StatingRecorder, Tracer
+from meshwright.dryrun.world import batch_of, fake_engine, fake_tensors, fake_world
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.layout.grid import rank_layout
+from meshwright.runtime.engine import Engine, EngineOptions, build_engine
+from meshwright.runtime.families import family_of
+from meshwright.runtime.launch import Device
+from meshwright.runtime.process_groups import ProcessGroupManager
+from meshwright.runtime.weights import SeededWeights
+
+
+@dataclass(frozen=True)
+class DryJob:
+    """What is run: a layout, a transformers config, and the length of sequences."""
+
+    config: HybridParallelConfig
+    model_config: Any
+    seq: int
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank did in a step. `seconds`: how long it took to find out."""
+
+    rank: int
+    coordinate: Coordinate
+    events: tuple[Event, ...]
+    seconds: float
+
+
+def coordinate_of(config: HybridParallelConfig, rank: int) -> Coordinate:
+    return {axis: int(at) for axis, at in rank_layout(config).coordinates(rank).items()}
+
+
+def trace_rank(job: DryJob, rank: int) -> RankTrace:
+    """A step of any rank of the job, without hardware."""
+    recorder = StatingRecorder()
+    with fake_world(rank, job.config.world_size), fake_tensors():
+        engine = fake_engine(job.config, job.model_config, recorder, EngineOptions(seq=job.seq))
+        return _traced(job, rank, engine, recorder)
+
+
+def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
+    """A step of this process's rank of a world that torch.distributed has joined."""
+    recorder = StatingRecorder()
+    groups = ProcessGroupManager(job.config, device, recorder)
+    source = SeededWeights(job.model_config, family_of(job.model_config), seed)
+    engine = build_engine(job.config, job.model_config, groups, source, EngineOptions(seq=job.seq))
+    return _traced(job, dist.get_rank(), engine, recorder)
+
+
+def _traced(job: DryJob, rank: int, engine: Engine, recorder: StatingRecorder) -> RankTrace:
+    engine.optimizer.create_state()  # as in every step but the first
+    tokens = batch_of(job.config, job.seq)
+    tracer = Tracer(recorder)
+    engine.executor.observe = tracer.at
+    began = perf_counter()
+    with tracer:
+        engine.step(tokens, tokens)
+    events = tracer.finish()
+    return RankTrace(rank, coordinate_of(job.config, rank), events, perf_counter() - began)

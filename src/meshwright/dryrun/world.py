@@ -1,0 +1,79 @@
+"""A rank of a world that does not exist: a fake process group, fake tensors, and answers where code asks for numbers.
+
+In: a rank, a layout, a transformers config. Out: the runtime's own engine, built as in a real job. Nothing is sent and
+nothing is stored; shapes, dtypes, collectives and their order are those of the real program.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.runtime.engine import Engine, EngineOptions, build_engine
+from meshwright.runtime.launch import Device
+from meshwright.runtime.process_groups import ProcessGroupManager
+from meshwright.runtime.recorder import Recorder
+from meshwright.runtime.slices import TensorSlice
+
+FAKE = Device("cpu", "fake")
+
+
+@contextmanager
+def fake_world(rank: int, world_size: int) -> Iterator[Device]:
+    """This process as one rank of a world of any size; collectives return at once."""
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield FAKE
+    finally:
+        dist.destroy_process_group()
+
+
+class StatedNumbers(TorchDispatchMode):
+    """Answers 1 where the program asks a tensor for its number (loss, token count, gradient norm): fake tensors have
+    none. No collective of a step depends on them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].is_floating_point() else 1
+        return func(*args, **(kwargs or {}))
+
+
+class FakeWeights:
+    """A weight source of the right shapes, without values."""
+
+    def read(self, piece: TensorSlice) -> Tensor:
+        return torch.empty(piece.local_shape)
+
+
+@contextmanager
+def fake_tensors() -> Iterator[FakeTensorMode]:
+    """Everything inside is computed on shapes alone."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings(), mode, StatedNumbers():
+        # FSDP2 re-wraps fake tensors in autograd functions that say so at every layer
+        warnings.filterwarnings("ignore", message=".*_wrap_tensor_autograd.*")
+        yield mode
+
+
+def fake_engine(config: HybridParallelConfig, model_config: Any, recorder: Recorder, options: EngineOptions) -> Engine:
+    """The engine of this rank of a fake world. Call inside `fake_tensors`."""
+    with unset_fake_temporarily():
+        groups = ProcessGroupManager(config, FAKE, recorder)
+    options = replace(options, sharding_context=unset_fake_temporarily)
+    return build_engine(config, model_config, groups, FakeWeights(), options)
+
+
+def batch_of(config: HybridParallelConfig, seq: int) -> Tensor:
+    """Token ids of the right shape for one dp rank's share of a global batch."""
+    return torch.zeros((config.global_batch // config.dp, seq), dtype=torch.int64)
