@@ -28,6 +28,7 @@ def app() -> typer.Typer:
         catalogues,
         check_serving,
         doctor,
+        dryrun,
         estimate,
         export,
         generate,
@@ -56,6 +57,7 @@ def app() -> typer.Typer:
     made.command("validate")(validate.validate)
     made.command("export")(export.export)
     made.command("parity")(parity.parity)
+    made.command("dryrun")(dryrun.dryrun)
     made.command("train")(train.train)
     made.command("calibrate")(calibrate.calibrate)
     made.add_typer(doctor.doctor)

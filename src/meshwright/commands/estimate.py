@@ -57,6 +57,7 @@ def estimate(
     from meshwright.commands.serving import estimate_serving
     from meshwright.cost.evaluate import estimate as price
     from meshwright.plan import Plan, ServingWorkload
+    from meshwright.plan.proved import verdict
     from meshwright.planner.legality import check
     from meshwright.report.estimate_tables import estimate_report
     from meshwright.report.headings import job_line
@@ -72,8 +73,8 @@ def estimate(
         "recompute_every": recompute_every, "zero": zero, "zero_shards": zero_shards, "schedule": schedule,
         "sequence_parallel": sp, "precision": precision,
     }  # fmt: skip
-    if is_plan(model):
-        plan = Plan.read(model)
+    plan = Plan.read(model) if is_plan(model) else None
+    if plan is not None:
         if isinstance(plan.workload, ServingWorkload):
             if trace is not None:
                 raise InputError("--trace shows a training step; this plan serves")
@@ -89,15 +90,19 @@ def estimate(
     result = price(job.model, job.cluster, job.workload, config, job.stack)
     if out is not None:
         plan_of(job, config, result).write(out)
+    note = verdict(Path(model), plan) if plan is not None and config == plan.parallel else None
     timeline = _traced(job, config, trace) if trace is not None else None
     if as_json:
         simulated = {} if timeline is None else {"simulation": timeline_document(timeline)}
-        output.show_json({**estimate_document(result), **simulated})
+        proved = {} if note is None else {"proof": note}
+        output.show_json({**estimate_document(result), **simulated, **proved})
     else:
         heading = job_line(job.model, job.cluster, job.workload.seq, config.global_batch)
         output.show(estimate_report(result, heading, axis_links(config, job.cluster)))
         if timeline is not None:
             output.show(timeline_report(timeline))
+        if note is not None:
+            output.show(note)
     return 0 if result.memory.fits else 1
 
 

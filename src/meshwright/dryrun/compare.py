@@ -55,6 +55,4 @@ def differences(predicted: Sequence[TrafficEntry], traced: Sequence[TrafficEntry
 
 
 def _lines(entries: Sequence[TrafficEntry]) -> dict[tuple[str, str, str, str, int], tuple[int, int]]:
-    return {
-        (e.axis, str(e.collective), str(e.phase), e.what, e.group_size): (e.calls, e.total_bytes) for e in entries
-    }
+    return {(e.axis, str(e.collective), str(e.phase), e.what, e.group_size): (e.calls, e.total_bytes) for e in entries}

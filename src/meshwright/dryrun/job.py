@@ -13,14 +13,17 @@ import torch.distributed as dist
 
 from meshwright.dryrun.compare import Coordinate
 from meshwright.dryrun.trace import Event, StatingRecorder, Tracer
+from meshwright.dryrun.tracker import MemoryTrace, MemoryTracker
 from meshwright.dryrun.world import batch_of, fake_engine, fake_tensors, fake_world
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import rank_layout
 from meshwright.runtime.engine import Engine, EngineOptions, build_engine
+from meshwright.runtime.expert_parallel import Routing
 from meshwright.runtime.families import family_of
 from meshwright.runtime.launch import Device
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.weights import SeededWeights
+from meshwright.schedules.actions import Action
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class DryJob:
     model_config: Any
     seq: int
 
+    @property
+    def options(self) -> EngineOptions:
+        """Tokens go to experts evenly, as the cost model assumes."""
+        return EngineOptions(seq=self.seq, routing=Routing.BALANCED)
+
 
 @dataclass(frozen=True)
 class RankTrace:
@@ -39,6 +47,7 @@ class RankTrace:
     rank: int
     coordinate: Coordinate
     events: tuple[Event, ...]
+    memory: MemoryTrace
     seconds: float
 
 
@@ -48,28 +57,32 @@ def coordinate_of(config: HybridParallelConfig, rank: int) -> Coordinate:
 
 def trace_rank(job: DryJob, rank: int) -> RankTrace:
     """A step of any rank of the job, without hardware."""
-    recorder = StatingRecorder()
+    began, recorder = perf_counter(), StatingRecorder()
     with fake_world(rank, job.config.world_size), fake_tensors():
-        engine = fake_engine(job.config, job.model_config, recorder, EngineOptions(seq=job.seq))
-        return _traced(job, rank, engine, recorder)
+        engine = fake_engine(job.config, job.model_config, recorder, job.options)
+        return _traced(job, rank, engine, recorder, began)
 
 
 def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
     """A step of this process's rank of a world that torch.distributed has joined."""
-    recorder = StatingRecorder()
+    began, recorder = perf_counter(), StatingRecorder()
     groups = ProcessGroupManager(job.config, device, recorder)
     source = SeededWeights(job.model_config, family_of(job.model_config), seed)
-    engine = build_engine(job.config, job.model_config, groups, source, EngineOptions(seq=job.seq))
-    return _traced(job, dist.get_rank(), engine, recorder)
+    engine = build_engine(job.config, job.model_config, groups, source, job.options)
+    return _traced(job, dist.get_rank(), engine, recorder, began)
 
 
-def _traced(job: DryJob, rank: int, engine: Engine, recorder: StatingRecorder) -> RankTrace:
+def _traced(job: DryJob, rank: int, engine: Engine, recorder: StatingRecorder, began: float) -> RankTrace:
     engine.optimizer.create_state()  # as in every step but the first
     tokens = batch_of(job.config, job.seq)
-    tracer = Tracer(recorder)
-    engine.executor.observe = tracer.at
-    began = perf_counter()
-    with tracer:
+    tracer, tracker = Tracer(recorder), MemoryTracker(engine)
+
+    def observe(step: tuple[Action, ...]) -> None:
+        tracer.at(step)
+        tracker.at(step)
+
+    engine.executor.observe = observe
+    with tracer, tracker.watching():
         engine.step(tokens, tokens)
-    events = tracer.finish()
-    return RankTrace(rank, coordinate_of(job.config, rank), events, perf_counter() - began)
+    at = coordinate_of(job.config, rank)
+    return RankTrace(rank, at, tracer.finish(), tracker.result(), perf_counter() - began)

@@ -41,7 +41,9 @@ def stuck(traces: Traces) -> tuple[Finding, ...]:
 def _finding(blocked: Blocked) -> Finding:
     others = ", ".join(str(r) for r in blocked.waits_for[:8])
     event = blocked.event
-    return Finding(blocked.rank, event.axis, event.action, f"waits in {event.collective} of {event.what} for rank {others}")
+    return Finding(
+        blocked.rank, event.axis, event.action, f"waits in {event.collective} of {event.what} for rank {others}"
+    )
 
 
 def batched(events: Sequence[Event]) -> list[tuple[Event, ...]]:

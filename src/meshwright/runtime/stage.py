@@ -111,7 +111,7 @@ class StageModule(nn.Module):
             kind = self.layer_type(int(index))
             rotary_kind = kind if self.family.rotary_by_layer else None
             if kind not in masks:
-                masks[kind] = self._mask(kind, proxy, positions) if self.context is None else None
+                masks[kind] = self._mask(kind, proxy) if self.context is None else None
             keywords: dict[str, Any] = {"attention_mask": masks[kind], "position_ids": positions}
             if self.family.rotary:
                 if rotary_kind not in rotations:
@@ -143,11 +143,10 @@ class StageModule(nn.Module):
         slides = self.family.layer_mask == "sliding" and self.config.sliding_window is not None
         return "sliding_attention" if slides else "full_attention"
 
-    def _mask(self, kind: str, proxy: Tensor, positions: Tensor) -> Tensor | None:
+    def _mask(self, kind: str, proxy: Tensor) -> Tensor | None:
         make = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
-        return make(  # pyright: ignore[reportReturnType]
-            config=self.config, inputs_embeds=proxy, attention_mask=None, past_key_values=None, position_ids=positions
-        )
+        # without positions: given them, transformers looks at their values for packed sequences, which there are none of
+        return make(config=self.config, inputs_embeds=proxy, attention_mask=None, past_key_values=None)  # pyright: ignore[reportReturnType]
 
     def rotate(self, kind: str | None, proxy: Tensor, positions: Tensor) -> Any:
         rotary = self.decoder.get_submodule(self.family.rotary or "")

@@ -1,0 +1,47 @@
+"""The cost model's memory of this project's own runtime, to stand beside what the tracker saw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.memory import held_memory, live_memory
+from meshwright.cost.stack import stacks
+from meshwright.cost.stages import every_stage
+from meshwright.cost.workload import Optimizer, Workload
+from meshwright.layout.config import HybridParallelConfig, Precision
+from meshwright.ledger import MemoryKind
+from meshwright.models.spec import ModelSpec
+
+OWN_STACK = "meshwright"
+
+
+def runtime_workload(workload: Workload, config: HybridParallelConfig) -> Workload:
+    """The workload as the runtime runs it: fp32 gradients, and AdamW over fp32 masters. Those are the weights
+    themselves only where these are fp32 and no gathered copy is kept beside the shards (ZeRO-1 and 2)."""
+    shards = config.zero_shards or config.dp * config.cp
+    gathered = config.zero in (1, 2) and shards > 1
+    alone = config.precision is Precision.FP32 and not gathered
+    return replace(
+        workload, gradient_bytes=4, optimizer=Optimizer.ADAM_FP32 if alone else Optimizer.ADAM_MIXED, dropout=False
+    )
+
+
+def predicted_memory(
+    model: ModelSpec, workload: Workload, config: HybridParallelConfig, stage: int
+) -> dict[MemoryKind, int]:
+    """Bytes by kind on a rank of a stage, without what a driver or an allocator holds."""
+    candidates = Candidates.from_configs([config])
+    roles = every_stage(model, config)
+    keys, stack = unit_keys(candidates), stacks()[OWN_STACK]
+    own = runtime_workload(workload, config)
+    held = held_memory(model, own, candidates, roles, keys, stack)
+    live = live_memory(model, own, candidates, roles, keys, stack)
+    found: dict[MemoryKind, int] = {}
+    for terms in (held, live):
+        for kind, nbytes in terms.items():
+            here = float(np.broadcast_to(nbytes, roles.index.shape)[0, stage])
+            found[kind] = found.get(kind, 0) + round(here)
+    return {kind: nbytes for kind, nbytes in found.items() if nbytes}

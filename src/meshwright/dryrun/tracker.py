@@ -1,0 +1,294 @@
+"""Live bytes by kind while a step runs: every storage that an operation makes, until it is freed, fake or real.
+
+In: an engine, before its step. Out: a `MemoryTrace`: the most of each kind, and the peak of everything that is not
+state, with what was alive then, the action and the module. Storages are counted once, whatever views them; what a
+kernel uses inside itself is not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from meshwright.dryrun.trace import BEFORE
+from meshwright.ledger import MemoryKind
+from meshwright.runtime.engine import Engine
+from meshwright.runtime.state import LocalParameter
+from meshwright.schedules.actions import Action, ActionKind
+
+STATE = (MemoryKind.PARAMETERS, MemoryKind.GRADIENTS, MemoryKind.OPTIMIZER)
+SAMPLES = 2000
+"""Points of the curve over time that are kept, at most twice as many."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that was alive at once, and when. `module` is the innermost one at work, where there is one."""
+
+    bytes_by_kind: dict[MemoryKind, int]
+    action: str
+    module: str
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes_by_kind.values())
+
+    @property
+    def working_bytes(self) -> int:
+        """Everything that is not parameters, gradients or optimizer state."""
+        return sum(n for kind, n in self.bytes_by_kind.items() if kind not in STATE)
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """`largest`: the most of each kind at any time; `peak` of everything, `working` of what is not state; `curve`: (all
+    live bytes, live bytes that are not state) at even numbers of allocations."""
+
+    largest: dict[MemoryKind, int]
+    peak: Peak
+    working: Peak
+    curve: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class _Storage:
+    nbytes: int
+    kind: MemoryKind
+    action: int
+    reference: Any = field(repr=False, default=None)
+
+
+class MemoryTracker(TorchDispatchMode):
+    """Watches one engine. Enter it around a step, with `at` told what the executor does."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._alive: dict[int, _Storage] = {}
+        self._bytes = dict.fromkeys(MemoryKind, 0)
+        self._largest = dict.fromkeys(MemoryKind, 0)
+        self._action, self._number, self._forward = BEFORE, 0, False
+        self._modules: list[str] = []
+        self._ends: list[tuple[int, str]] = []  # (autograd's number at a module's end, its name), of the last forward
+        self._hooked: set[int] = set()
+        self._sharded = any(isinstance(m, FSDPModule) for m in engine.chunks.values())
+        self._gathered = MemoryKind.BUFFERS if engine.config.zero == 3 else MemoryKind.PARAMETERS
+        self._total = self._working = 0
+        self._peak = self._working_peak = self._snapshot()
+        self._curve: list[tuple[int, int]] = []
+        self._every = self._seen = 1
+        self._names = {id(m): name for chunk in engine.chunks.values() for name, m in chunk.named_modules()}
+        self._register_state()
+
+    def at(self, step: tuple[Action, ...]) -> None:
+        """The executor is about to run these actions: what the one before has left is kept for later."""
+        self._settle()
+        self._number += 1
+        self._action = " ".join(str(a) for a in step) or "end of the step"
+        self._forward = len(step) == 1 and step[0].kind is ActionKind.FORWARD
+
+    def result(self) -> MemoryTrace:
+        self._settle()
+        return MemoryTrace(
+            {k: n for k, n in self._largest.items() if n}, self._peak, self._working_peak, tuple(self._curve)
+        )
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The tracker, with hooks on modules and on storages that change their size (FSDP2 frees weights so)."""
+        pre = nn.modules.module.register_module_forward_pre_hook(self._enter_module)
+        post = nn.modules.module.register_module_forward_hook(self._leave_module, always_call=True)
+        resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            self._resize(storage, size)
+            return result
+
+        torch.UntypedStorage.resize_ = resized  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            with self:
+                yield
+        finally:
+            torch.UntypedStorage.resize_ = resize
+            pre.remove()
+            post.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf, MemoryKind.TEMPORARIES)
+        return result
+
+    def _register_state(self) -> None:
+        """What the engine holds before a step. Under ZeRO-3 the fp32 shard is parameter and master weight in one; where
+        gathered weights are held beside it, it is the master (optimizer state)."""
+        zero_3 = self._engine.config.zero == 3
+        for parameter in self._engine.parameters:
+            stored = MemoryKind.PARAMETERS if zero_3 or not self._sharded else MemoryKind.OPTIMIZER
+            self._mark(parameter.local, stored)
+            self._mark(parameter.master, MemoryKind.OPTIMIZER)  # where it is another tensor
+            self._mark_gradient(parameter)
+        for state in self._engine.optimizer.adamw.state.values():
+            for name, tensor in state.items():
+                # the step counters are one number per parameter: no part of what a formula counts
+                self._mark(tensor, MemoryKind.BUFFERS if name == "step" else MemoryKind.OPTIMIZER)
+        for chunk in self._engine.chunks.values():
+            for buffer in chunk.buffers():
+                self._mark(buffer, MemoryKind.BUFFERS)
+
+    def _mark_gradient(self, parameter: LocalParameter) -> None:
+        if parameter.gradient is not None:
+            self._mark(parameter.gradient, MemoryKind.GRADIENTS)
+
+    def _settle(self) -> None:
+        """Name what outlives the action: activations of a forward pass, gradients, weights that stay gathered."""
+        if self._sharded:
+            self._mark_sharded()
+        for storage in self._alive.values():
+            if storage.action == self._number and storage.kind is MemoryKind.TEMPORARIES:
+                self._move(storage, MemoryKind.ACTIVATIONS if self._forward else MemoryKind.BUFFERS)
+
+    def _mark_sharded(self) -> None:
+        """Gradients are what accumulates: whole ones under ZeRO-1 (their reduced shards take over one unit at a time),
+        else shards."""
+        if self._engine.config.zero >= 2:
+            for parameter in self._engine.parameters:
+                if parameter.live.grad is not None:
+                    self._mark(parameter.live.grad, MemoryKind.GRADIENTS)
+            return
+        for chunk in self._engine.chunks.values():
+            for module in chunk.modules():
+                if isinstance(module, FSDPModule):
+                    self._mark_unit(module)
+
+    def _mark_unit(self, module: FSDPModule) -> None:
+        """FSDP2 keeps what it has not yet reduced on the gathered parameters, or apart in fp32."""
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            for held in group.fsdp_params:
+                for tensor in (held.unsharded_accumulated_grad, _gradient_of(held)):
+                    if tensor is not None:
+                        self._mark(tensor, MemoryKind.GRADIENTS)
+
+    def _enter_module(self, module: nn.Module, _args: Any) -> None:
+        self._modules.append(self._names.get(id(module), type(module).__name__))
+        if not self._sharded:
+            return
+        for parameter in module.parameters(recurse=False):  # gathered by now
+            key = _storage_of(parameter)._cdata
+            found = self._alive.get(key)
+            if found is None or found.kind is MemoryKind.TEMPORARIES:
+                self._mark(parameter, self._gathered)
+            if self._engine.config.zero == 1 and parameter.requires_grad and id(parameter) not in self._hooked:
+                self._hooked.add(id(parameter))
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._mark(parameter.grad, MemoryKind.GRADIENTS)
+
+    def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
+        name = self._modules.pop()
+        node = output.grad_fn if isinstance(output, Tensor) else None
+        if node is not None:
+            if not self._modules:
+                self._ends.clear()
+            self._ends.append((node._sequence_nr(), name))
+
+    def _module(self) -> str:
+        """Forward: the innermost module; backward: the one whose forward pass made the node at work."""
+        if self._modules:
+            return self._modules[-1]
+        node = torch._C._current_autograd_node()
+        if node is None or not self._ends:
+            return ""
+        at = bisect_left(self._ends, (node._sequence_nr(), ""))
+        return self._ends[min(at, len(self._ends) - 1)][1]
+
+    def _add(self, tensor: Tensor, kind: MemoryKind) -> _Storage | None:
+        storage = _storage_of(tensor)
+        key = storage._cdata
+        known = self._alive.get(key)
+        if known is not None:
+            return known
+        nbytes = storage.nbytes()
+        added = _Storage(nbytes, kind, self._number)
+        added.reference = weakref.ref(storage, self._freed(key))
+        self._alive[key] = added
+        self._count(kind, nbytes)
+        return added
+
+    def _freed(self, key: int) -> Callable[[Any], None]:
+        def forget(_reference: Any) -> None:
+            gone = self._alive.pop(key, None)
+            if gone is not None:
+                self._count(gone.kind, -gone.nbytes)
+
+        return forget
+
+    def _mark(self, tensor: Tensor, kind: MemoryKind) -> None:
+        known = self._alive.get(_storage_of(tensor)._cdata)
+        if known is None:
+            self._add(tensor, kind)
+        elif known.kind not in STATE:
+            self._move(known, kind)
+
+    def _move(self, storage: _Storage, kind: MemoryKind) -> None:
+        if storage.kind is not kind:
+            self._count(storage.kind, -storage.nbytes)
+            storage.kind = kind
+            self._count(kind, storage.nbytes)
+
+    def _resize(self, storage: torch.UntypedStorage, size: int) -> None:
+        known = self._alive.get(storage._cdata)
+        if known is not None:
+            self._count(known.kind, size - known.nbytes)
+            known.nbytes = size
+
+    def _count(self, kind: MemoryKind, nbytes: int) -> None:
+        self._bytes[kind] += nbytes
+        self._largest[kind] = max(self._largest[kind], self._bytes[kind])
+        self._total += nbytes
+        if kind not in STATE:
+            self._working += nbytes
+        if nbytes <= 0:
+            return
+        if self._total > self._peak_total:
+            self._peak_total, self._peak = self._total, self._snapshot()
+        if self._working > self._working_total:
+            self._working_total, self._working_peak = self._working, self._snapshot()
+        self._sample()
+
+    _peak_total = 0
+    _working_total = 0
+
+    def _snapshot(self) -> Peak:
+        return Peak({k: n for k, n in self._bytes.items() if n}, self._action, self._module())
+
+    def _sample(self) -> None:
+        self._seen += 1
+        if self._seen % self._every == 0:
+            self._curve.append((self._total, self._working))
+            if len(self._curve) == 2 * SAMPLES:
+                self._curve, self._every = self._curve[1::2], 2 * self._every
+
+
+def _gradient_of(held: Any) -> Tensor | None:
+    unsharded = getattr(held, "_unsharded_param", None)
+    return None if unsharded is None else unsharded.grad
+
+
+def _storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    return (tensor._local_tensor if isinstance(tensor, DTensor) else tensor).untyped_storage()
