@@ -1,7 +1,7 @@
 """Do the traces of several ranks fit together? Collectives of each group in order, kind and size; sends and receives.
 
-In: the events of ranks. Out: `Finding`s, each with the rank, the axis and the action at fault; none if all meet. Whether
-ranks that match can also wait for each other in a ring is `progress.stuck`'s to say.
+In: the events of ranks. Out: `Finding`s, each with the rank, the axis and the action at fault; none if all meet.
+Whether ranks that match can also wait for each other in a ring is `progress.stuck`'s to say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The proof beside a plan: `plan.yaml` may have a `plan.proof.json`, which counts while the plan is the one it was for."""
+"""The proof beside a plan: `plan.yaml` may have a `plan.proof.json`, good while the plan is the one it was for."""
 
 from __future__ import annotations
 

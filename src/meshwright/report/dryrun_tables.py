@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from meshwright.report.numbers import gib, seconds
+from meshwright.report.numbers import seconds, size
 from meshwright.report.plots import Series, plot
 
 Curve = Sequence[tuple[int, int]]
@@ -36,7 +36,7 @@ def _rank(rank: dict[str, Any]) -> list[str]:
     total = sum(line["total_bytes"] for line in rank["traced"])
     verdict = "equal to the cost model's ledger" if rank["agrees"] else "DIFFERS from the cost model's ledger"
     lines = [
-        f"rank {rank['rank']} ({at}), {seconds(rank['seconds'])}: {calls:,} collectives of {gib(total)} GiB in "
+        f"rank {rank['rank']} ({at}), {seconds(rank['seconds'])}: {calls:,} collectives of {size(total)} in "
         f"{len(rank['traced'])} lines, {verdict}"
     ]
     lines += [f"  {_difference(d)}" for d in rank["differences"][:MOST_LINES]]
@@ -44,11 +44,11 @@ def _rank(rank: dict[str, Any]) -> list[str]:
     predicted, traced = memory["predicted"], memory["traced"]
     for kind in STATE:
         if kind in predicted or kind in traced:
-            lines.append(f"  {kind}: {gib(traced.get(kind, 0))} GiB traced, {gib(predicted.get(kind, 0))} predicted")
+            lines.append(f"  {kind}: {size(traced.get(kind, 0))} traced, {size(predicted.get(kind, 0))} predicted")
     working = sum(n for kind, n in predicted.items() if kind not in STATE)
     peak = memory["peak_without_state"]
-    lines.append(f"  beside them at most {gib(peak['total_bytes'])} GiB traced, {gib(working)} predicted{_when(peak)}")
-    lines.append(f"  peak of all: {gib(memory['peak']['total_bytes'])} GiB{_when(memory['peak'])}")
+    lines.append(f"  beside them at most {size(peak['total_bytes'])} traced, {size(working)} predicted{_when(peak)}")
+    lines.append(f"  peak of all: {size(memory['peak']['total_bytes'])}{_when(memory['peak'])}")
     return lines
 
 
@@ -82,8 +82,8 @@ def _course(curve: Curve, rank: int) -> str:
 def _verdict(document: dict[str, Any]) -> str:
     if document["agrees"]:
         return (
-            f"proved: ledgers equal to the call and the byte; {len(document['matched_ranks'])} traces match and come to "
-            "their end"
+            f"proved: ledgers equal to the call and the byte; {len(document['matched_ranks'])} traces match and come "
+            "to their end"
         )
     wrong = sum(not r["agrees"] for r in document["ranks"])
     return f"not proved: {wrong} of {len(document['ranks'])} ledgers differ, {len(document['hangs'])} findings of hangs"

@@ -125,8 +125,8 @@ def _unobserved(_step: tuple[Action, ...]) -> None:
 
 
 class PipelineExecutor:
-    """Runs one stage of a schedule. Build it once; `run` executes a step. `observe` is told what comes next, and at the end
-    nothing."""
+    """Runs one stage of a schedule. Build it once; `run` executes a step. `observe` is told what comes next, and
+    at the end nothing."""
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ class StageModule(nn.Module):
 
     def _mask(self, kind: str, proxy: Tensor) -> Tensor | None:
         make = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
-        # without positions: given them, transformers looks at their values for packed sequences, which there are none of
+        # without positions: given them, transformers looks at their values for packed sequences, and there are none
         return make(config=self.config, inputs_embeds=proxy, attention_mask=None, past_key_values=None)  # pyright: ignore[reportReturnType]
 
     def rotate(self, kind: str | None, proxy: Tensor, positions: Tensor) -> Any:
