@@ -1,8 +1,8 @@
 """The proof of a plan: chosen ranks traced side by side, ledgers compared, and the whole job shown not to hang.
 
 In: a plan's parts and which ranks to run. Out: a `Proof`. The job is shown free of hangs on one rank of every stage
-(and of every other role): ranks of a stage run one program, so that they arrive at their common collectives together, and
-what they send along the pipeline meets at equal places of the other stages.
+(and of every other role): ranks of a stage run one program, so that they arrive at their common collectives together,
+and what they send along the pipeline meets at equal places of the other stages.
 """
 
 from __future__ import annotations
