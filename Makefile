@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: faults fuzz test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: dryrun-check faults fuzz test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -77,6 +77,10 @@ golden: $(STAMP)
 ## make parity           every layout of the runtime against one process of plain transformers, in float64 (about 15 min)
 parity: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/runtime/test_parity.py -m slow -n 1 -q
+
+## make dryrun-check     dry runs of seven layouts against live runs and the cost model, composed stages (about 10 min)
+dryrun-check: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/dryrun -m "slow or not slow" -n 1 -q
 
 ## make bench-runtime    CPU seconds per rank and step of tp2, pp2, dp2 against one process of plain transformers
 bench-runtime: $(STAMP)
