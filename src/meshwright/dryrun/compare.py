@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meshwright.cost.candidates import Candidates, unit_keys
-from meshwright.cost.stages import stages
-from meshwright.cost.traffic import ledger_entries, training_traffic
+from meshwright.cost.traffic import RankPlace, rank_ledger
 from meshwright.cost.workload import Workload
-from meshwright.dryrun.roles import cost_role
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import TrafficEntry
 from meshwright.models.spec import ModelSpec
@@ -43,10 +40,8 @@ def predicted_ledger(
     model: ModelSpec, workload: Workload, config: HybridParallelConfig, at: Coordinate
 ) -> tuple[TrafficEntry, ...]:
     """What the cost model says of the rank at a coordinate."""
-    candidates = Candidates.from_configs([config])
-    split = stages(model, candidates)
-    terms = training_traffic(model, workload, candidates, split, unit_keys(candidates))
-    return ledger_entries(terms, 0, cost_role(model, config, split, at["pp"]))
+    shard = (at["dp"] * config.cp + at["cp"]) % (config.zero_shards or config.dp * config.cp)
+    return rank_ledger(model, workload, config, at["pp"], RankPlace(at["tp"], shard))
 
 
 def differences(predicted: Sequence[TrafficEntry], traced: Sequence[TrafficEntry]) -> tuple[Difference, ...]:

@@ -9,9 +9,8 @@ import numpy as np
 from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.memory import held_memory, live_memory
 from meshwright.cost.stack import stacks
-from meshwright.cost.stages import stages
+from meshwright.cost.stages import every_stage
 from meshwright.cost.workload import Optimizer, Workload
-from meshwright.dryrun.roles import cost_role
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
@@ -35,8 +34,7 @@ def predicted_memory(
 ) -> dict[MemoryKind, int]:
     """Bytes by kind on a rank of a stage, without what a driver or an allocator holds."""
     candidates = Candidates.from_configs([config])
-    roles = stages(model, candidates)
-    role = cost_role(model, config, roles, stage)
+    roles = every_stage(model, config)
     keys, stack = unit_keys(candidates), stacks()[OWN_STACK]
     own = runtime_workload(workload, config)
     held = held_memory(model, own, candidates, roles, keys, stack)
@@ -44,6 +42,6 @@ def predicted_memory(
     found: dict[MemoryKind, int] = {}
     for terms in (held, live):
         for kind, nbytes in terms.items():
-            here = float(np.broadcast_to(nbytes, roles.index.shape)[0, role])
+            here = float(np.broadcast_to(nbytes, roles.index.shape)[0, stage])
             found[kind] = found.get(kind, 0) + round(here)
     return {kind: nbytes for kind, nbytes in found.items() if nbytes}

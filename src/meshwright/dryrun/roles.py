@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from meshwright.cost.stages import Stages, stage_layers
 from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import rank_layout
@@ -49,15 +48,3 @@ def chosen_ranks(text: str | None, model: ModelSpec, config: HybridParallelConfi
             raise InputError(f"--ranks {text!r}: the plan's last rank is {config.world_size - 1}")
         chosen.add(rank)
     return tuple(sorted(chosen))
-
-
-def cost_role(model: ModelSpec, config: HybridParallelConfig, split: Stages, stage: int) -> int:
-    """Which of the cost model's roles a stage has: the one with its layers and ends."""
-    v_shaped = is_v_shaped(config.schedule)
-    layers, owner = stage_layers(model, config.pp, config.vpp, v_shaped, config.layer_split)
-    ends = (stage == owner[0], stage == owner[-1])
-    for role in range(split.index.shape[1]):
-        same = (split.layers[0, role] == layers[stage]).all()
-        if split.weight[0, role] and same and (split.first[0, role], split.last[0, role]) == ends:
-            return role
-    raise ValueError(f"no role of the cost model has the layers of stage {stage}")
