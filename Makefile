@@ -78,7 +78,7 @@ golden: $(STAMP)
 parity: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/runtime/test_parity.py -m slow -n 1 -q
 
-## make dryrun-check     dry runs of seven layouts against live runs and the cost model, composed stages (about 10 min)
+## make dryrun-check     dry runs of seven layouts against live runs and the cost model, composed stages (slow)
 dryrun-check: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/dryrun -m "slow or not slow" -n 1 -q
 

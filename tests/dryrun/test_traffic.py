@@ -51,6 +51,9 @@ def check(case: Case) -> None:
     assert len(recorded) == len(traced) == len(world)
     for dry, live in zip(traced, recorded, strict=True):
         assert dry.events == live.events  # order, shapes, groups, actions
+        for kind in ("peak", "working"):
+            dry_peak, live_peak = getattr(dry.memory, kind), getattr(live.memory, kind)
+            assert dry_peak.total_bytes == pytest.approx(live_peak.total_bytes, rel=0.01)
         predicted = predicted_ledger(spec, Workload(seq=SEQ), case.config, dry.coordinate)
         assert differences(predicted, traffic_of(dry.events)) == ()
     events = {t.rank: t.events for t in traced}
