@@ -162,6 +162,13 @@ def test_ranks_are_read_from_workers_names(sizes: dict[str, int]):
     assert reported_ranks("\n".join(lines[:-2]), config) != expected_ranks(config)
 
 
+def test_replicas_of_a_dense_model_are_worlds_of_their_own():
+    """As vLLM 0.32 logs dp2: no worker says which replica it is of."""
+    lines = [f"(Worker pid={pid}) INFO world_size=1 rank=0 local_rank=0 x" for pid in (10, 11)]
+    assert reported_ranks("\n".join(lines), HybridParallelConfig(dp=2)) == expected_ranks(HybridParallelConfig(dp=2))
+    assert reported_ranks(lines[0], HybridParallelConfig(dp=2)) != expected_ranks(HybridParallelConfig(dp=2))
+
+
 def test_the_state_of_a_server_that_is_damaged_is_refused(tmp_path: Path):
     (tmp_path / "server.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):

@@ -56,8 +56,12 @@ def reported_ranks(log: str, config: HybridParallelConfig) -> tuple[ReportedRank
     replica = config.pp * config.tp
     for pid, rank in rank_of.items():
         place = {axis: int(m[1]) if (m := pattern.search(names[pid])) else 0 for axis, pattern in NAMED.items()}
-        whole = rank if rank >= replica else place["dp"] * replica + rank
-        found.append(ReportedRank(whole, place["dp"], place["pp"], place["tp"]))
+        if rank >= replica:  # numbered over all replicas
+            found.append(ReportedRank(rank, place["dp"], place["pp"], place["tp"]))
+            continue
+        # replicas of a dense model are worlds of their own, whose workers do not say which: equal ones are counted
+        dp = place["dp"] or sum((f.pp, f.tp) == (place["pp"], place["tp"]) for f in found)
+        found.append(ReportedRank(dp * replica + rank, dp, place["pp"], place["tp"]))
     return tuple(sorted(found))
 
 
