@@ -12,7 +12,7 @@ from meshwright import hardware
 from meshwright.cost.estimate import Estimate
 from meshwright.cost.stack import default_stack
 from meshwright.cost.workload import Workload
-from meshwright.errors import InputError
+from meshwright.errors import InputError, is_number
 from meshwright.hardware import Cluster
 from meshwright.models.shapes import typical_shape
 from meshwright.models.spec import ModelSpec
@@ -119,7 +119,6 @@ def recommend(
 
 def whole_nodes(num_gpus: int) -> int:
     """The GPUs of `num_gpus` that fill whole nodes (within one node, all): no group straddles a half node."""
-    given: object = num_gpus
-    if isinstance(given, bool) or not isinstance(given, int | float) or given < 1:
+    if not is_number(num_gpus) or num_gpus < 1:
         raise InputError(f"num_gpus must be 1 or more, got {num_gpus}")
     return num_gpus if num_gpus <= GPUS_PER_NODE else num_gpus // GPUS_PER_NODE * GPUS_PER_NODE

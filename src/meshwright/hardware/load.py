@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from meshwright.errors import InputError
+from meshwright.errors import InputError, is_number
 from meshwright.hardware.catalogue import Catalogue, builtin, canonical, check_numbers, read_catalogue
 from meshwright.hardware.spec import Accelerator, Cluster
 
@@ -171,8 +171,7 @@ def custom(
     'ethernet' are PCIe inside a node and that network between nodes. Without `accelerator`, the commonest one with
     that much memory is meant; a size no device has is an A100 with its memory changed.
     """
-    given: object = gpu_memory_gb
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 1 <= gpu_memory_gb <= 100_000:
+    if not is_number(gpu_memory_gb) or not 1 <= gpu_memory_gb <= 100_000:
         raise InputError(f"gpu_memory_gb must be between 1 and 100000, got {gpu_memory_gb!r}")
     kind = canonical(str(gpu_interconnect))
     if kind not in INTERCONNECTS:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from meshwright.errors import InputError
+from meshwright.errors import InputError, is_number
 from meshwright.models.assemble import decoder, embedding, layer_kinds, with_mtp
 from meshwright.models.blocks import (
     Block,
@@ -168,11 +168,6 @@ def typical_shape(params_b: float, layers: int | None = None, hidden: int | None
         given = " and ".join(f"{n}={v}" for n, v in (("layers", layers), ("hidden", hidden)) if v is not None)
         raise InputError(f"no Llama-like model of {params_b:g} B parameters has {given}; leave it out or change it")
     return replace(best, name=f"typical-{params_b:g}b", source="typical shape (Llama 3 like)")
-
-
-def is_number(value: object) -> bool:
-    """Whether a caller's argument is a number at all: types are not checked when a program runs."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_given(name: str, value: int | None, least: int, most: int) -> None:
