@@ -97,6 +97,20 @@ def test_a_plan_file_gives_the_estimate_it_was_written_with(meshwright: Callable
     assert Plan.from_yaml(written.to_yaml()) == written
 
 
+def test_a_plan_asks_for_context_parallelism_by_all_to_all(meshwright: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    assert meshwright("estimate", *JOB, "--cp", "2", "--cp-variant", "all_to_all", "-o", file).code == 0
+    assert Plan.read(file).parallel.cp_variant == "all_to_all"
+    (cp,) = [p for p in document(meshwright("layout", file, "--json"))["communication"] if p["axis"] == "cp"]
+    assert cp["collective"].startswith("all-to-all")
+    assert document(meshwright("estimate", file, "--json"))["config"]["cp_variant"] == "all_to_all"
+    refused = meshwright("estimate", file, "--cp", "8", "--tp", "8", "--nodes", "8")
+    assert refused.code == 2
+    assert refused.err.endswith(
+        "does not divide the 4 attention heads that tp=8 leaves a rank; try 4, or cp_variant ring\n"
+    )
+
+
 def test_options_replace_what_a_plan_file_says(meshwright: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     assert meshwright("estimate", *JOB, "--tp", "2", "--zero", "1", "-o", file).code == 0

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from tools.calibrate.parameters import STACK_RANGES
 
 from meshwright.cost.candidates import Candidates
+from meshwright.cost.collectives import call_seconds
+from meshwright.cost.device import network
 from meshwright.cost.estimate import TIME_PARTS
 from meshwright.cost.evaluate import estimate, evaluate
 from meshwright.cost.stack import default_stack, stack_for, stacks
 from meshwright.cost.workload import Workload
 from meshwright.hardware.load import load
 from meshwright.hardware.spec import Cluster
-from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute, Schedule
+from meshwright.ledger import Collective
 from meshwright.models.from_config import spec_from_config
 from meshwright.models.spec import ModelSpec
 
@@ -81,6 +84,7 @@ def configs(draw: st.DrawFn) -> HybridParallelConfig:
         schedule=Schedule.INTERLEAVED if vpp > 1 else draw(st.sampled_from(plain)),
         zero=draw(st.sampled_from([0, 1, 3] if pp == 1 else [0, 1])) if dp * cp > 1 else 0,
         recompute=draw(st.sampled_from(list(Recompute))),
+        cp_variant=draw(st.sampled_from(list(ContextVariant))),
     )
 
 
@@ -222,3 +226,22 @@ def test_an_allocator_under_pressure_slows_only_full_devices() -> None:
         stall = pressed.time.step_s - free.time.step_s
         assert stall == pytest.approx(config.num_microbatches if full else 0.0, abs=1e-9)
     assert estimate(DENSE, CLUSTER, WORKLOAD, large).memory.peak.total_bytes > 0.5 * CLUSTER.accelerator.memory_bytes
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE])
+def test_an_exchange_of_heads_is_priced_call_by_call_and_hides_behind_nothing(model: ModelSpec) -> None:
+    stack = replace(default_stack(), cp_overlap=0.8, ep_domain_copies=True, straggler=0.0)
+    config = HybridParallelConfig(cp=16, dp=4, global_batch=16)  # over two nodes
+    ring = estimate(model, CLUSTER, WORKLOAD, config, stack).time
+    got = estimate(model, CLUSTER, WORKLOAD, replace(config, cp_variant=ContextVariant.ALL_TO_ALL), stack)
+
+    def seconds(kv: bool) -> float:
+        """Of one exchange: 4096 / 16 tokens, 32 query heads or 8 KV heads (repeated for 16 ranks), 128 wide, bf16."""
+        nbytes = np.array([256.0 * (16 if kv else 32) * 128 * 2])
+        return float(call_seconds(Collective.ALL_TO_ALL, CLUSTER, network(), np.array([16]), np.array([1]), nbytes)[0])
+
+    layers_and_microbatches = 32 * 4
+    assert ring.hidden_s["cp"] > 0
+    assert got.time.hidden_s["cp"] == 0
+    expected = layers_and_microbatches * 2 * (2 * seconds(kv=False) + 2 * seconds(kv=True))
+    assert got.time.parts_s["cp"] == pytest.approx(expected, rel=1e-6)

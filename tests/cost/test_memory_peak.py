@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from meshwright.cost.candidates import unit_keys
+from meshwright.cost.candidates import CONTEXT_VARIANTS, RING, Candidates, unit_keys
 from meshwright.cost.memory import training_memory
 from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import stacks
@@ -13,8 +15,15 @@ from meshwright.cost.stages import stages
 from meshwright.cost.workload import Workload
 from meshwright.hardware.load import load as load_cluster
 from meshwright.hardware.load import resize
+from meshwright.layout.config import ContextVariant
 from meshwright.models import load
 from meshwright.planner.enumerate import space
+
+
+def exchanged(chunk: Candidates) -> Candidates:
+    """Every second row with context parallelism by all-to-all."""
+    variant = np.where(np.arange(len(chunk)) % 2, RING, CONTEXT_VARIANTS.index(ContextVariant.ALL_TO_ALL))
+    return replace(chunk, cp_variant=variant)
 
 
 @pytest.mark.parametrize("framework", ["megatron-core", "torchtitan"])
@@ -24,7 +33,7 @@ def test_parts_add_up_to_the_peak_of_every_row(name: str, framework: str) -> Non
     stack = stacks()[framework]
     found = space(model, cluster, 8192, 16, 24)
     some = found.take(np.random.default_rng(1).permutation(len(found.counts))[:80])
-    for _, chunk in some.chunks(4000):
+    for chunk in (c for _, found in some.chunks(4000) for c in (found, exchanged(found))):
         peak, stage = peak_memory(model, cluster, workload, chunk, stack)
         roles = stages(model, chunk)
         alone = training_memory(model, cluster, workload, chunk, roles, unit_keys(chunk), stack)

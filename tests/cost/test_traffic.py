@@ -14,7 +14,7 @@ from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.stages import Stages, stages
 from meshwright.cost.traffic import TrafficTerm, ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
-from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute, Schedule
 from meshwright.ledger import GRADIENT_BUCKET_BYTES, Collective, Phase
 from meshwright.models.spec import ModelSpec
 
@@ -126,6 +126,26 @@ def test_plain_replicas_reduce_every_gradient_once_in_buckets() -> None:
     sums = [found["all_reduce", "backward", f"{unit} gradients"] for unit in ("layer", "ends")]
     assert sum(nbytes for _, nbytes in sums) == 4 * model.parameters
     assert all(calls == -(-nbytes // GRADIENT_BUCKET_BYTES) for calls, nbytes in sums)
+
+
+def test_exchange_of_heads_moves_queries_keys_and_values_there_and_the_output_back() -> None:
+    model = decoder(layers=4, hidden=64, heads=8, kv_heads=2)
+    config = HybridParallelConfig(cp=4, tp=2, micro_batch=3, global_batch=12, cp_variant=ContextVariant.ALL_TO_ALL)
+    layers, token = 4 * 4, 3 * SEQ // 4 * 8 * 2  # layers x microbatches; bytes of one head (8 wide) of a rank's tokens
+    there, back = (3 * layers, layers * (4 + 2 * 4) * token), (layers, layers * 4 * token)  # 1 KV head, repeated for 4
+    assert of_axis(lines(model, config), "cp") == {
+        ("all_to_all", phase, what): line
+        for phase in ("forward", "backward")
+        for what, line in (("tokens to heads", there), ("heads to tokens", back))
+    }
+
+
+def test_rings_and_exchanges_side_by_side_have_the_ledgers_they_have_alone() -> None:
+    model = decoder(layers=4, hidden=64, heads=8, kv_heads=4)
+    configs = [HybridParallelConfig(cp=2, tp=2, cp_variant=variant) for variant in ContextVariant]
+    terms, _ = traffic(model, *configs)
+    for row, config in enumerate(configs):
+        assert ledger_entries(terms, row, 0) == ledger_entries(traffic(model, config)[0], 0, 0)
 
 
 def test_hybrid_sharding_sums_shards_across_replicas() -> None:

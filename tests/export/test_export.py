@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from meshwright.errors import InputError
 from meshwright.export import Target, export
-from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute, Schedule
 from meshwright.models import load
 from meshwright.plan import Plan, TrainingWorkload
 from meshwright.plan.sections import ClusterSection
@@ -77,7 +77,7 @@ def configs(draw: st.DrawFn) -> HybridParallelConfig:
         **sizes, vpp=vpp, schedule=Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B,
         zero=draw(st.integers(0, 3)),
         global_batch=sizes["dp"] * sizes["micro_batch"] * 8, sequence_parallel=draw(st.booleans()),
-        recompute=draw(st.sampled_from(list(Recompute))),
+        recompute=draw(st.sampled_from(list(Recompute))), cp_variant=draw(st.sampled_from(list(ContextVariant))),
     )  # fmt: skip
 
 
@@ -89,6 +89,8 @@ def test_every_size_of_a_plan_reaches_megatron_under_a_name_that_it_has(config: 
     assert int(passed["--tensor-model-parallel-size"]) == config.tp
     assert int(passed["--pipeline-model-parallel-size"]) == config.pp
     assert int(passed["--context-parallel-size"]) == config.cp
+    exchanged = config.cp > 1 and config.cp_variant is ContextVariant.ALL_TO_ALL
+    assert passed.get("--cp-comm-type") == ("a2a" if exchanged else None)
     assert int(passed.get("--num-virtual-stages-per-pipeline-rank", 1)) == config.vpp
     assert int(passed["--global-batch-size"]) == config.global_batch
     assert int(passed["--micro-batch-size"]) == config.micro_batch
@@ -103,7 +105,7 @@ def test_every_size_of_a_plan_reaches_megatron_under_a_name_that_it_has(config: 
 def test_torchtitan_gets_fields_that_it_has_and_a_mesh_that_multiplies_to_the_world(
     config: HybridParallelConfig,
 ) -> None:
-    config = replace(config, zero=3, recompute=Recompute.FULL)
+    config = replace(config, zero=3, recompute=Recompute.FULL, cp_variant=ContextVariant.RING)
     parallelism, training = torchtitan_fields(plan_of(config))
     assert {f"ParallelismConfig.{name}" for name in parallelism} <= TORCHTITAN
     assert {f"TrainingConfig.{name}" for name in training} <= TORCHTITAN
@@ -190,6 +192,9 @@ REFUSED: dict[str, tuple[Target, HybridParallelConfig, str, str]] = {
     "linear attention to Megatron": (Target.MEGATRON, BASE, "qwen3.5-35b-a3b", "not exported"),
     "zb-h1 to torchtitan": (Target.TORCHTITAN, HybridParallelConfig(pp=2, schedule=Schedule.ZB_H1, global_batch=8),
                             "llama-3.1-8b", "no zb-h1 schedule"),
+    "heads exchanged to torchtitan": (
+        Target.TORCHTITAN, HybridParallelConfig(cp=2, zero=3, global_batch=8, cp_variant=ContextVariant.ALL_TO_ALL),
+        "llama-3.1-8b", "exchanges no heads"),
     "a model that torchtitan lacks": (Target.TORCHTITAN, BASE, "mixtral-8x7b", "configures no mixtral"),
     "a pipeline to DeepSpeed": (Target.DEEPSPEED, BASE, "llama-3.1-8b", "PipelineModule"),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.layout.sizes import configs
 
 from meshwright.layout import (
+    ContextVariant,
     HybridParallelConfig,
     analyze_communication_patterns,
     communication_patterns,
@@ -64,6 +65,15 @@ def test_how_the_step_is_run_changes_the_words():
 def test_gradients_are_reduced_over_context_parallel_ranks_too():
     found = {p.axis: p for p in communication_patterns(HybridParallelConfig(dp=2, cp=4, tp=2))}
     assert (found["dp"].groups, found["dp"].group_size) == (2, 8)
+
+
+def test_context_parallel_names_its_variant():
+    def words(variant: ContextVariant) -> str:
+        (cp,) = [p for p in communication_patterns(HybridParallelConfig(cp=4, cp_variant=variant)) if p.axis == "cp"]
+        return cp.collective
+
+    assert "ring" in words(ContextVariant.RING)
+    assert words(ContextVariant.ALL_TO_ALL).startswith("all-to-all of queries, keys and values")
 
 
 def test_other_orders_move_axes_between_links():

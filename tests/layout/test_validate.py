@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from meshwright.errors import InputError
 from meshwright.layout import (
     ClusterFacts,
+    ContextVariant,
     HybridParallelConfig,
     ModelFacts,
     Schedule,
@@ -29,6 +30,11 @@ MOE = ModelFacts(heads=32, kv_heads=4, layers=48, hidden=2048, experts=128, expe
         ({"pp": 16, "vpp": 3, "schedule": "interleaved-1f1b", "global_batch": 16}, "48 chunks, .* at most 10"),
         ({"dp": 2, "ep": 2}, "the model has no experts"),
         ({"cp": 3}, "cp=3 needs a sequence that divides by 2 x cp = 6; 8192 does not; try 2 or 4"),
+        (
+            {"cp": 16, "tp": 4, "cp_variant": "all_to_all"},
+            "^cp=16 with cp_variant all_to_all does not divide the 8 attention heads that tp=4 leaves a rank; "
+            "try 8, or cp_variant ring$",
+        ),
         ({"pp": 2, "layer_split": (16, 15)}, "layer_split sums to 31 layers, but the model has 32"),
     ],
 )
@@ -45,6 +51,12 @@ def test_configs_that_do_not_suit_the_model_are_refused(fields: dict[str, object
         (MOE, {"tp": 9, "expert_tp": 9}, "tp=9 does not divide 32"),
         (ModelFacts(experts=8, expert_width=768), {"dp": 5, "expert_tp": 5}, "5 does not divide 768 expert columns"),
         (ModelFacts(heads=12, kv_heads=4), {"tp": 6}, "tp=6 neither divides nor is a multiple of 4 key-value heads"),
+        (
+            ModelFacts(heads=24, kv_heads=12),
+            {"cp": 4, "tp": 2, "cp_variant": "all_to_all"},
+            "cp=4 with cp_variant all_to_all neither divides nor is a multiple of the 6 key-value heads that tp=2 "
+            "leaves a rank; try 3 or 6, or cp_variant ring",
+        ),
         (ModelFacts(mlp_width=100), {"tp": 8}, "tp=8 does not divide 100 MLP columns; try 5 or 10"),
         (
             ModelFacts(seq=1026),
@@ -61,6 +73,7 @@ def test_rules_name_what_they_ask_of_the_model(facts: ModelFacts, fields: dict[s
 def test_rules_hold_at_their_edges_and_break_one_step_beyond():
     """Configs that a rule just allows, each with its nearest neighbour that the rule forbids."""
     interleaved = {"pp": 4, "vpp": 2, "schedule": "interleaved-1f1b", "dp": 3}
+    exchanged = {"cp_variant": "all_to_all"}
     for facts, allowed, forbidden in (
         (LLAMA, {"pp": 32}, {"pp": 33}),
         (LLAMA, interleaved | {"pp": 16, "global_batch": 48}, interleaved | {"pp": 32, "global_batch": 96}),
@@ -71,6 +84,9 @@ def test_rules_hold_at_their_edges_and_break_one_step_beyond():
             {"cp": 3, "tp": 3, "sequence_parallel": True},
         ),
         (MOE, {"dp": 128, "ep": 128}, {"dp": 256, "ep": 256}),
+        (LLAMA, {"cp": 16} | exchanged, {"cp": 16, "tp": 4} | exchanged),
+        (LLAMA, {"cp": 64}, {"cp": 64} | exchanged),
+        (ModelFacts(heads=24, kv_heads=6), {"cp": 12} | exchanged, {"cp": 4} | exchanged),
     ):
         validate(HybridParallelConfig(**allowed), facts)
         with pytest.raises(InputError):
@@ -115,7 +131,7 @@ size = st.sampled_from([1, 2, 3, 4, 6, 8, 16, 64])
 
 @given(
     st.lists(
-        st.tuples(size, size, size, size, size, size, size, size, size, st.booleans(), st.sampled_from(list(Schedule))),
+        st.tuples(*[size] * 9, st.booleans(), st.sampled_from(list(Schedule)), st.sampled_from(list(ContextVariant))),
         min_size=1,
         max_size=20,
     ),
@@ -132,12 +148,16 @@ def test_mask_of_many_says_what_construction_and_validation_of_each_say(rows: li
         **columns,
         sequence_parallel=np.array([row[9] for row in rows]),
         schedule=np.array([list(Schedule).index(row[10]) for row in rows]),
+        cp_variant=np.array([list(ContextVariant).index(row[11]) for row in rows]),
     )
 
     def legal(row: tuple) -> bool:
         try:
             config = HybridParallelConfig(
-                **dict(zip(names, row[:9], strict=True)), sequence_parallel=row[9], schedule=row[10]
+                **dict(zip(names, row[:9], strict=True)),
+                sequence_parallel=row[9],
+                schedule=row[10],
+                cp_variant=row[11],
             )
             validate(config, facts, cluster)
         except InputError:

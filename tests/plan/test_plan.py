@@ -51,6 +51,7 @@ def parallels(draw: st.DrawFn) -> HybridParallelConfig:
         micro_batch=micro,
         global_batch=dp * micro * draw(st.integers(1, 8)),
         sequence_parallel=draw(st.booleans()),
+        cp_variant=draw(st.sampled_from(["ring", "all_to_all"])),
         zero=draw(st.integers(0, 3)),
         zero_shards=draw(st.sampled_from([None, 1, dp])),
         recompute=draw(st.sampled_from(["none", "selective", "full"])),

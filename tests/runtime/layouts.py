@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
-from meshwright.runtime.context_parallel import ContextVariant
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute, Schedule
 
 SEQ = 16
 
@@ -20,7 +19,6 @@ class Case:
     config: HybridParallelConfig
     family: str = "llama"
     model: dict[str, Any] = field(default_factory=dict)
-    variant: ContextVariant = ContextVariant.RING
 
 
 def layout(**sizes: Any) -> HybridParallelConfig:
@@ -29,8 +27,7 @@ def layout(**sizes: Any) -> HybridParallelConfig:
 
 
 INTERLEAVED = {"schedule": Schedule.INTERLEAVED, "vpp": 2}
-
-ALL_TO_ALL = ContextVariant.ALL_TO_ALL
+ALL_TO_ALL = {"cp_variant": ContextVariant.ALL_TO_ALL}
 ZB_H1 = {"schedule": Schedule.ZB_H1}
 ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
 DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
@@ -63,7 +60,7 @@ CHOSEN = [
     Case("zbv x tp2, tied", layout(pp=2, tp=2, **ZBV), "qwen3", {"tie_word_embeddings": True}),
     Case("dualpipev x dp2", layout(pp=2, dp=2, global_batch=12, **DUALPIPEV), "gpt2"),
     Case("cp4 ring, sliding windows", layout(cp=4), "gemma3_text"),
-    Case("cp2 all-to-all x tp2 sp", layout(cp=2, tp=2, sequence_parallel=True), "qwen3", variant=ALL_TO_ALL),
+    Case("cp2 all-to-all x tp2 sp", layout(cp=2, tp=2, sequence_parallel=True, **ALL_TO_ALL), "qwen3"),
     Case("ep2 x tp2 x pp2", layout(ep=2, tp=2, pp=2), "deepseek_v3"),
     Case(
         "ep2 x expert-tp2 x dp2 sp zero2",
@@ -116,18 +113,19 @@ def _zero_bubble() -> list[Case]:
 def _context() -> list[Case]:
     cases: list[Case] = []
     for variant in ContextVariant:
-        cases += [Case(f"cp{cp} {variant}", layout(cp=cp), family, variant=variant) for cp, family in CP_FAMILIES]
+        cases += [Case(f"cp{cp} {variant}", layout(cp=cp, cp_variant=variant), family) for cp, family in CP_FAMILIES]
         cases += [
             Case(
                 f"tp2 sp x cp2 x dp2 zero{zero} {variant}",
-                layout(tp=2, cp=2, dp=2, sequence_parallel=True, zero=zero),
+                layout(tp=2, cp=2, dp=2, sequence_parallel=True, zero=zero, cp_variant=variant),
                 "qwen3",
-                variant=variant,
             )
             for zero in (0, 3)
         ]
         cases += [
-            Case(f"cp2 x pp2 recompute {mode} {variant}", layout(cp=2, pp=2, recompute=mode), "phi3", variant=variant)
+            Case(
+                f"cp2 x pp2 recompute {mode} {variant}", layout(cp=2, pp=2, recompute=mode, cp_variant=variant), "phi3"
+            )
             for mode in (Recompute.FULL, Recompute.SELECTIVE)
         ]
     cases.append(Case("cp2 x dp2 hsdp", layout(cp=2, dp=2, zero=2, zero_shards=2)))
@@ -167,7 +165,7 @@ def _experts() -> list[Case]:
             "ep4 x dp4 x tp2 hsdp, one replica of experts", layout(ep=4, dp=4, tp=2, zero=2, zero_shards=2), "mixtral"
         ),
         Case("ep2 x cp2 ring", layout(ep=2, cp=2), "mixtral"),
-        Case("ep4 x cp2 x dp2 all-to-all", layout(ep=4, cp=2, dp=2), "qwen3_moe", variant=ALL_TO_ALL),
+        Case("ep4 x cp2 x dp2 all-to-all", layout(ep=4, cp=2, dp=2, **ALL_TO_ALL), "qwen3_moe"),
         Case("ep2 x cp2, latent attention", layout(ep=2, cp=2), "deepseek_v3"),
         Case("one of 32 experts per token: most get none", layout(ep=4, dp=4, global_batch=4), "qwen3_moe", FEW_TOKENS),
         Case(

@@ -19,7 +19,7 @@ from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.weights import SeededWeights
 
-from .layouts import DUALPIPEV, INTERLEAVED, SEQ, ZB_H1, ZBV, layout
+from .layouts import ALL_TO_ALL, DUALPIPEV, INTERLEAVED, SEQ, ZB_H1, ZBV, layout
 from .tiny import tiny
 
 FP32 = {"precision": Precision.FP32}
@@ -47,6 +47,10 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("gpt2", {"vocab": 97, "tie_word_embeddings": True}, layout(pp=3, dp=2, zero=1, layer_split=(1, 2, 1), **FP32)),
     ("gemma3_text", {}, layout(cp=4, **FP32)),
     ("gpt_neox", {}, layout(cp=2, tp=2, **FP32)),
+    ("gpt_neox", {}, layout(cp=2, **ALL_TO_ALL, **FP32)),
+    ("mistral", {}, layout(cp=2, dp=2, zero=3, recompute=Recompute.SELECTIVE, **ALL_TO_ALL, **FP32)),
+    ("qwen3", {}, layout(cp=2, pp=2, recompute=Recompute.FULL, recompute_every=2, **ALL_TO_ALL, **FP32)),
+    ("llama", {"heads": 8, "kv_heads": 4}, layout(cp=4, tp=2, sequence_parallel=True, **ALL_TO_ALL, **FP32)),
     ("mistral", {}, layout(dp=2, tp=2, sequence_parallel=True, **FP32)),
     ("llama", {"vocab": 99, "tie_word_embeddings": True}, layout(pp=4, tp=2, **FP32)),
 ]
@@ -58,6 +62,7 @@ EXPERTS: list[tuple[str, HybridParallelConfig]] = [
     ("mixtral", layout(dp=4, tp=2, ep=4, zero=2, zero_shards=2, **FP32)),
     ("qwen2_moe", layout(dp=2, tp=2, ep=2, sequence_parallel=True, zero=1, recompute=Recompute.FULL, **FP32)),
     ("deepseek_v3", layout(tp=2, pp=2, ep=2, recompute=Recompute.FULL, **FP32)),
+    ("deepseek_v3", layout(cp=2, ep=2, **ALL_TO_ALL, **FP32)),
     ("gpt_oss", layout(dp=2, pp=2, ep=2, zero=2, **ZBV, **FP32)),
 ]
 

@@ -9,7 +9,7 @@ from .tiny import tiny
 
 
 def check(case: Case) -> None:
-    report = compare(ParityJob(case.config, tiny(case.family, **case.model), SEQ, context_variant=case.variant))
+    report = compare(ParityJob(case.config, tiny(case.family, **case.model), SEQ))
     assert report.passed, f"{case.name}: {report}"
     assert report.worst_gradient < 1e-12
     assert report.parameters > 10

@@ -39,6 +39,7 @@ def estimate(
     zero_shards: o.ZeroShards = None,
     schedule: o.ScheduleName = None,
     sp: o.SequenceParallel = None,
+    cp_variant: o.CpVariant = None,
     precision: o.PrecisionName = None,
     optimizer: o.OptimizerName = None,
     flash: o.Flash = None,
@@ -71,7 +72,7 @@ def estimate(
         "dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "expert_tp": expert_tp, "vpp": vpp,
         "micro_batch": micro_batch, "global_batch": global_batch, "recompute": recompute,
         "recompute_every": recompute_every, "zero": zero, "zero_shards": zero_shards, "schedule": schedule,
-        "sequence_parallel": sp, "precision": precision,
+        "sequence_parallel": sp, "cp_variant": cp_variant, "precision": precision,
     }  # fmt: skip
     plan = Plan.read(model) if is_plan(model) else None
     if plan is not None:

@@ -47,6 +47,7 @@ def layout(
     zero_shards: o.ZeroShards = None,
     schedule: o.ScheduleName = None,
     sp: o.SequenceParallel = None,
+    cp_variant: o.CpVariant = None,
     order: Order = "default",
     model: OptionalModel = None,
     seq: o.Seq = None,
@@ -62,7 +63,7 @@ def layout(
     given = {
         "dp": dp, "tp": tp, "pp": pp, "cp": cp, "ep": ep, "expert_tp": expert_tp, "vpp": vpp,
         "micro_batch": micro_batch, "global_batch": global_batch, "zero": zero, "zero_shards": zero_shards,
-        "schedule": schedule, "sequence_parallel": sp,
+        "schedule": schedule, "sequence_parallel": sp, "cp_variant": cp_variant,
     }  # fmt: skip
     if plan is None:
         config = config_of(HybridParallelConfig(), **given)

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from meshwright.cost.workload import Optimizer, Workload
-from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, Precision, Recompute, Schedule
 from meshwright.planner.objectives import Objective
 
 LARGEST = 2**24  # of any size: far above every cluster, far below what overflows 64-bit products
@@ -70,6 +70,11 @@ SequenceParallel: TypeAlias = Annotated[
     bool | None,
     typer.Option("--sp/--no-sp", help="Megatron's sequence parallelism.", rich_help_panel=RUN, show_default=False),
 ]
+CpVariant: TypeAlias = Annotated[
+    ContextVariant | None,
+    typer.Option("--cp-variant", help="Context parallelism by a ring of keys and values, or by exchange of heads.",
+                 rich_help_panel=RUN, show_default="ring"),
+]  # fmt: skip
 PrecisionName: TypeAlias = Annotated[
     Precision | None,
     typer.Option("--precision", help="Format of the matrix products.", rich_help_panel=RUN, show_default="bf16"),

@@ -1,8 +1,8 @@
 """Candidates: a struct of arrays, one row per parallel configuration; one configuration is the case n = 1.
 
 Every cost function takes Candidates and returns arrays of the same length. `unit_keys` finds the distinct
-(tp, sp, cp, ep, expert_tp, micro batch, recompute) rows, on which everything that happens inside a layer depends,
-so that layer costs are computed once per key and gathered.
+(tp, sp, cp and its variant, ep, expert_tp, micro batch, recompute) rows, on which everything that happens inside a
+layer depends, so that layer costs are computed once per key and gathered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Precision, Recompute, Schedule
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -23,12 +23,15 @@ FloatArray = NDArray[np.float64]
 
 SCHEDULES: tuple[Schedule, ...] = tuple(Schedule)
 RECOMPUTES: tuple[Recompute, ...] = tuple(Recompute)
+CONTEXT_VARIANTS: tuple[ContextVariant, ...] = tuple(ContextVariant)
+RING = CONTEXT_VARIANTS.index(ContextVariant.RING)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Arrays of length n. `schedule` and `recompute` are positions in SCHEDULES and RECOMPUTES; `zero_shards` is
-    resolved (dp * cp where a config says None). `splits[i]` holds the layer split of row i where any is uneven.
+    """Arrays of length n. `schedule`, `recompute` and `cp_variant` are positions in SCHEDULES, RECOMPUTES and
+    CONTEXT_VARIANTS; `zero_shards` is resolved (dp * cp where a config says None). `splits[i]` holds the layer split of
+    row i where any is uneven.
     """
 
     dp: IntArray
@@ -46,6 +49,7 @@ class Candidates:
     zero_shards: IntArray
     recompute: IntArray
     recompute_every: IntArray
+    cp_variant: IntArray
     precision: Precision
     splits: tuple[tuple[int, ...] | None, ...] | None = None
 
@@ -82,6 +86,7 @@ class Candidates:
             schedule=np.array([SCHEDULES.index(c.schedule) for c in configs], dtype=np.int64),
             zero_shards=np.array([c.zero_shards or c.dp * c.cp for c in configs], dtype=np.int64),
             recompute=np.array([RECOMPUTES.index(c.recompute) for c in configs], dtype=np.int64),
+            cp_variant=np.array([CONTEXT_VARIANTS.index(c.cp_variant) for c in configs], dtype=np.int64),
             precision=precisions.pop(),
             splits=splits if any(splits) else None,
         )
@@ -99,6 +104,7 @@ class Candidates:
             zero_shards=None if shards == int(self.dp[row] * self.cp[row]) else shards,
             recompute=RECOMPUTES[int(self.recompute[row])],
             recompute_every=int(self.recompute_every[row]),
+            cp_variant=CONTEXT_VARIANTS[int(self.cp_variant[row])],
             precision=self.precision,
             layer_split=self.splits[row] if self.splits else None,
         )
@@ -126,7 +132,10 @@ class UnitKeys:
     inverse: IntArray
 
 
-UNIT_COLUMNS = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch", "recompute", "recompute_every")
+UNIT_COLUMNS = (
+    *("tp", "sequence_parallel", "cp", "cp_variant", "ep", "expert_tp", "micro_batch"),
+    *("recompute", "recompute_every"),
+)
 """What the costs inside a layer depend on."""
 
 

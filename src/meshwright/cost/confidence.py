@@ -21,7 +21,7 @@ from meshwright.cost.fitted import evidence
 from meshwright.cost.stack import Stack, fitted_as
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
-from meshwright.layout.config import HybridParallelConfig, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Schedule
 from meshwright.models.spec import Attention, ModelSpec, MoeMlp
 
 Range = tuple[float, float]
@@ -108,7 +108,8 @@ def _stack_inputs(model: ModelSpec, config: HybridParallelConfig, stack: Stack) 
     interleaved = config.schedule is not Schedule.GPIPE and config.vpp > 1
     used = {"element-wise work": "elementwise_passes", "launching kernels": "layer_host_s"}
     used |= {"overlap of tp": "tp_overlap"} if config.tp > 1 else {}
-    used |= {"overlap of cp": "cp_overlap"} if config.cp > 1 else {}
+    ring = config.cp > 1 and config.cp_variant is ContextVariant.RING  # an exchange of heads hides behind nothing
+    used |= {"overlap of cp": "cp_overlap"} if ring else {}
     used |= {"overlap of ep": "ep_overlap"} if config.ep > 1 else {}
     used |= {"overlap of pp": "pp_overlap_interleaved" if interleaved else "pp_overlap"} if config.pp > 1 else {}
     used |= {"overlap of dp": "fsdp_overlap" if config.zero == 3 else "dp_overlap"} if config.dp > 1 else {}

@@ -45,7 +45,8 @@ class Wires:
         if self.shard_messages > 1 and AXIS_OF.get(term.axis, term.axis) == "dp":
             pieces = np.where(candidates.zero == 3, self.shard_messages, 1.0)[:, None]
         nbytes = term.bytes_per_call / pieces
-        each = call_seconds(term.collective, self.cluster, self.network, size, stride, nbytes, self.copies)
+        copies = self.copies if term.axis == "ep" else 1.0  # heads have one owner each
+        each = call_seconds(term.collective, self.cluster, self.network, size, stride, nbytes, copies)
         return term.calls * pieces * each
 
 

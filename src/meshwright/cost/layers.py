@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray
+from meshwright.cost.candidates import RECOMPUTES, RING, Candidates, FloatArray
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import Precision, Recompute
@@ -84,6 +84,13 @@ def units_per_rank(units: int, tp: FloatArray) -> FloatArray:
     return np.ceil(units / tp)
 
 
+def attended_kv_heads(attention: Attention, c: Candidates) -> FloatArray:
+    """KV heads of a rank as its attention takes them [n]: repeated where they are fewer than the cp ranks that exchange
+    heads (all-to-all), so that each rank gets one."""
+    heads = units_per_rank(attention.kv_heads, c.tp.astype(np.float64))
+    return np.where(c.cp_variant == RING, heads, np.maximum(heads, c.cp))
+
+
 @dataclass(frozen=True)
 class Setting:
     """What the terms below read, as arrays [u]: tokens on a rank, tensor size, the share of a sequence-parallel
@@ -125,7 +132,7 @@ def setting(workload: Workload, keys: Candidates, stack: Stack) -> Setting:
 def _softmax_attention(attention: Attention, matmuls: list[Matmul], x: Setting) -> tuple[FloatArray, FloatArray]:
     """Bytes kept of the mixer, and of its core alone (what selective recomputation drops)."""
     heads = units_per_rank(attention.heads, x.tp)
-    kv_heads = units_per_rank(attention.kv_heads, x.tp)
+    kv_heads = attended_kv_heads(attention, x.keys)
     q = heads * attention.qk_dim
     kv = kv_heads * (attention.qk_dim + attention.v_dim)
     out = heads * attention.v_dim
@@ -220,7 +227,7 @@ def working_bytes(kind: LayerKind, hidden: int, x: Setting) -> FloatArray:
         inner = routed_tokens(kind.mlp, x) * (width * (3.0 if kind.mlp.gated else 2.0) + hidden)
     if isinstance(kind.mixer, Attention):
         heads = units_per_rank(kind.mixer.heads, x.tp)
-        kv_heads = units_per_rank(kind.mixer.kv_heads, x.tp)
+        kv_heads = attended_kv_heads(kind.mixer, x.keys)
         mixer = x.tokens * (heads + kv_heads) * (kind.mixer.qk_dim + kind.mixer.v_dim)
         inner = np.maximum(inner, mixer)
     return x.element * (inner + 2 * x.tokens * hidden)

@@ -22,7 +22,10 @@ from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
 
 HELD = ("dp", "tp", "cp", "ep", "expert_tp")
-LIVE = ("dp", "tp", "sequence_parallel", "cp", "ep", "expert_tp", "micro_batch", "global_batch", "schedule")
+LIVE = (
+    *("dp", "tp", "sequence_parallel", "cp", "cp_variant", "ep", "expert_tp"),
+    *("micro_batch", "global_batch", "schedule"),
+)
 
 Price = Callable[[ModelSpec, Workload, Candidates, Stages, UnitKeys, Stack], dict[MemoryKind, FloatArray]]
 

@@ -1,6 +1,7 @@
 """Traffic inside layers, per microbatch: tensor parallel (Shoeybi et al. 2019) with and without sequence parallelism
-(Korthikanti et al. 2022, section 4.2.2), context parallel (Liu et al. 2023, ring attention), expert parallel (GShard,
-Lepikhin et al. 2020), and the model's ends: embedding, head, vocab-parallel cross entropy.
+(Korthikanti et al. 2022, section 4.2.2), context parallel (ring attention, Liu et al. 2023; all-to-all, Jacobs et al.
+2023), expert parallel (GShard, Lepikhin et al. 2020), and the model's ends: embedding, head, vocab-parallel cross
+entropy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import RECOMPUTES, RING, Candidates, FloatArray, IntArray
+from meshwright.cost.layers import attended_kv_heads
 from meshwright.cost.traffic_term import Scene, TrafficTerm
 from meshwright.layout.config import Recompute
 from meshwright.ledger import Collective, Phase
@@ -105,35 +107,63 @@ def _end_terms(x: Scene) -> list[TrafficTerm]:
     ]
 
 
-def _passed_elements(kind: LayerKind, tp: IntArray) -> FloatArray:
-    """Elements of keys and values per token that a rank's attention passes around the ring [n]."""
-    if not isinstance(kind.mixer, Attention):
-        return np.zeros(len(tp))
-    heads = np.ceil(kind.mixer.kv_heads / tp)
-    return heads * (kind.mixer.qk_dim + kind.mixer.v_dim)
+def _ring_terms(attention: Attention, x: Scene, layers: FloatArray, again: FloatArray) -> list[TrafficTerm]:
+    """Keys and values take cp - 1 steps forward and again backward (also when the core is recomputed); their gradients
+    take cp steps and so come home."""
+    c = x.candidates
+    ranks = np.where(c.cp_variant == RING, c.cp, 1)
+    steps = np.maximum(c.cp - 1, 0).astype(np.float64)[:, None]
+    passed = x.tokens * np.ceil(attention.kv_heads / c.tp) * (attention.qk_dim + attention.v_dim) * x.element
+    ring = [
+        (Phase.FORWARD, "keys and values", layers * steps),
+        (Phase.BACKWARD, "keys and values", layers * steps * (1.0 + again)),
+        (Phase.BACKWARD, "key and value gradients", layers * (steps + 1.0)),
+    ]
+    return [
+        x.term("cp", collective, phase, what, ranks, c.tp, calls, passed)
+        for collective in (Collective.SEND, Collective.RECEIVE)
+        for phase, what, calls in ring
+    ]
+
+
+def _exchange_terms(attention: Attention, x: Scene, layers: FloatArray, again: FloatArray) -> list[TrafficTerm]:
+    """Queries, keys and values are exchanged from tokens to heads, the output back, and all four gradients the other
+    way. Recomputing the core alone stops before the output is exchanged: no gradient needs it."""
+    c = x.candidates
+    ranks = np.where(c.cp_variant == RING, 1, c.cp)
+    heads, kv_heads = np.ceil(attention.heads / c.tp), attended_kv_heads(attention, c)
+    whole = recomputed_share(x)[:, None]
+    terms: list[TrafficTerm] = []
+    for elements in (heads * attention.qk_dim, kv_heads * attention.qk_dim, kv_heads * attention.v_dim):
+        terms += _both_ways(x, "tokens to heads", ranks, layers, again, elements)
+    return terms + _both_ways(x, "heads to tokens", ranks, layers, whole, heads * attention.v_dim)
+
+
+def _both_ways(
+    x: Scene, what: str, ranks: IntArray, layers: FloatArray, again: FloatArray, elements: FloatArray
+) -> list[TrafficTerm]:
+    """One all-to-all of `elements` per token forward, one of their gradients backward."""
+    nbytes = x.tokens * elements * x.element
+    return [
+        x.term("cp", Collective.ALL_TO_ALL, phase, what, ranks, x.candidates.tp, calls, nbytes)
+        for phase, calls in ((Phase.FORWARD, layers), (Phase.BACKWARD, layers * (1.0 + again)))
+    ]
 
 
 def _context_terms(x: Scene) -> list[TrafficTerm]:
-    """Ring attention: keys and values take cp - 1 steps forward and again backward (also when the core is recomputed);
-    their gradients take cp steps and so come home. A linear mixer gathers one state per rank each way."""
+    """Attention by a ring or by all-to-all; a linear mixer gathers one state per rank each way."""
     c = x.candidates
     m = x.microbatches[:, None]
-    steps = np.maximum(c.cp - 1, 0).astype(np.float64)[:, None]
     selective = (c.recompute == RECOMPUTES.index(Recompute.SELECTIVE)).astype(np.float64)
     again = (recomputed_share(x) + selective)[:, None]
+    ring, exchange = (c.cp_variant == RING).any(), (c.cp_variant != RING).any()
     terms: list[TrafficTerm] = []
-    send, receive, gather = Collective.SEND, Collective.RECEIVE, Collective.ALL_GATHER
+    gather = Collective.ALL_GATHER
     for k, kind in enumerate(x.model.kinds):
         layers = x.stages.layers[:, :, k] * m
         if isinstance(kind.mixer, Attention):
-            passed = x.tokens * _passed_elements(kind, c.tp) * x.element
-            ring = [
-                (Phase.FORWARD, "keys and values", layers * steps),
-                (Phase.BACKWARD, "keys and values", layers * steps * (1.0 + again)),
-                (Phase.BACKWARD, "key and value gradients", layers * (steps + 1.0)),
-            ]
-            for collective in (send, receive):
-                terms += [x.term("cp", collective, p, what, c.cp, c.tp, calls, passed) for p, what, calls in ring]
+            terms += _ring_terms(kind.mixer, x, layers, again) if ring else []
+            terms += _exchange_terms(kind.mixer, x, layers, again) if exchange else []
         elif isinstance(kind.mixer, LinearMixer):
             per_head = kind.mixer.key_dim * kind.mixer.value_dim * FP32_BYTES
             heads = np.ceil(kind.mixer.heads / c.tp.astype(np.float64))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from meshwright.export.job import Exported, ExportJob, refuse
 from meshwright.export.megatron_model import model_arguments
-from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, Precision, Recompute, Schedule
 from meshwright.layout.split import layer_ranges
 
 RUNS = (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED)
@@ -91,6 +91,8 @@ def _parallel(job: ExportJob) -> list[str]:
         "--context-parallel-size", str(config.cp),
     ]  # fmt: skip
     words += ["--sequence-parallel"] if config.sequence_parallel and config.tp > 1 else []
+    if config.cp > 1 and config.cp_variant is ContextVariant.ALL_TO_ALL:
+        words += ["--cp-comm-type", "a2a"]  # its own default is the ring, p2p
     if _experts(job):
         words += ["--expert-model-parallel-size", str(config.ep)]
         words += ["--expert-tensor-parallel-size", str(config.expert_tp)]

@@ -10,7 +10,7 @@ import json
 from typing import cast
 
 from meshwright.export.job import Exported, ExportJob, refuse
-from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, Precision, Recompute, Schedule
 from meshwright.layout.split import layer_ranges
 
 RECIPES = {
@@ -99,6 +99,8 @@ def _check(job: ExportJob) -> None:
         )  # fmt: skip
     if job.workload.optimizer not in (None, "adam-mixed"):
         raise refuse("torchtitan", f"its recipes have no {job.workload.optimizer}", "plan with adam-mixed")
+    if config.cp > 1 and config.cp_variant is ContextVariant.ALL_TO_ALL:
+        raise refuse("torchtitan", "its context parallelism exchanges no heads", "plan with --cp-variant ring")
     if config.expert_tp > 1:
         raise refuse("torchtitan", "it has no tensor parallelism of experts", "plan with --expert-tp 1")
     _, shards, _ = _shards(job)

@@ -7,7 +7,7 @@ from meshwright.layout.communication import (
     describe,
     with_ledger,
 )
-from meshwright.layout.config import AXES, HybridParallelConfig, Precision, Recompute, Schedule
+from meshwright.layout.config import AXES, ContextVariant, HybridParallelConfig, Precision, Recompute, Schedule
 from meshwright.layout.draw import rank_map
 from meshwright.layout.grid import Grid, RankLayout, rank_layout
 from meshwright.layout.rules import ClusterFacts, ModelFacts
@@ -17,6 +17,7 @@ __all__ = [
     "AXES",
     "AxisPattern",
     "ClusterFacts",
+    "ContextVariant",
     "Grid",
     "HybridParallelConfig",
     "ModelFacts",

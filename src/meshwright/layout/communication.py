@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from meshwright.layout.config import HybridParallelConfig
+from meshwright.layout.config import ContextVariant, HybridParallelConfig
 from meshwright.layout.grid import RankArray, RankLayout, rank_layout
 
 
@@ -57,9 +57,16 @@ def _tensor(config: HybridParallelConfig) -> _Words:
     return _Words("all-reduce", "2 per layer forward and 2 backward, for each microbatch", "a b (s/cp) h", "HIGH")
 
 
-def _context(_: HybridParallelConfig) -> _Words:
+def _context(config: HybridParallelConfig) -> _Words:
+    if config.cp_variant is ContextVariant.ALL_TO_ALL:
+        return _Words(
+            "all-to-all of queries, keys and values from tokens to heads, and of the output back",
+            "4 per layer forward and 4 backward, for each microbatch",
+            "a b (s/cp) (heads / tp) (head size); keys and values of their own heads, cp at least",
+            "HIGH",
+        )
     return _Words(
-        "send and receive around a ring, of keys and values (or all-to-all of heads)",
+        "send and receive around a ring, of keys and values",
         "cp - 1 hops per layer forward, and again backward with gradients, for each microbatch",
         "2 a b (s/cp) (kv heads / tp) (head size)",
         "HIGH",

@@ -38,6 +38,13 @@ class Recompute(StrEnum):
     FULL = "full"  # only the input of every `recompute_every`-th layer is kept
 
 
+class ContextVariant(StrEnum):
+    """How attention looks beyond a context-parallel rank's own tokens."""
+
+    RING = "ring"  # keys and values travel around the ranks (Liu et al. 2023)
+    ALL_TO_ALL = "all_to_all"  # tokens are exchanged for heads and back (DeepSpeed Ulysses, Jacobs et al. 2023)
+
+
 class Precision(StrEnum):
     """Number format of the matrix products (and of the stored working weights)."""
 
@@ -57,6 +64,13 @@ MAX_SIZE = 10_000_000
 
 SIZE_FIELDS = ("dp", "tp", "pp", "cp", "ep", "expert_tp", "vpp", "micro_batch", "global_batch", "recompute_every")
 
+NAMED_CHOICES: tuple[tuple[str, type[StrEnum]], ...] = (
+    ("schedule", Schedule),
+    ("recompute", Recompute),
+    ("precision", Precision),
+    ("cp_variant", ContextVariant),
+)
+
 
 class OneMicrobatchEach(int):
     """The default global batch, dp * micro_batch: an int that follows dp and micro_batch through `replace`."""
@@ -69,10 +83,11 @@ class HybridParallelConfig:
     world size = dp * pp * cp * tp. Within one pipeline stage the dp * cp * tp ranks are regrouped for
     expert layers as expert_dp * ep * expert_tp.
 
-    `global_batch` left out is one microbatch for each replica. `sequence_parallel` does nothing at tp=1, `zero_shards`
-    nothing at zero=0: both are allowed there. `zero_shards` is the number of dp x cp ranks that sharded state is spread
-    over (None: all of them; less is HSDP: sharded within, replicated across). `recompute_every` = n recomputes one
-    layer of every n. `layer_split` gives the decoder layers of each of the pp * vpp chunks in model order (None: even).
+    `global_batch` left out is one microbatch for each replica. `sequence_parallel` does nothing at tp=1, `cp_variant`
+    at cp=1, `zero_shards` at zero=0: all are allowed there. `zero_shards` is the number of dp x cp ranks that sharded
+    state is spread over (None: all of them; less is HSDP: sharded within, replicated across). `recompute_every` = n
+    recomputes one layer of every n. `layer_split` gives the decoder layers of each of the pp * vpp chunks in model
+    order (None: even).
     """
 
     dp: int = 1
@@ -83,6 +98,7 @@ class HybridParallelConfig:
     expert_tp: int = 1
     vpp: int = 1
     sequence_parallel: bool = False
+    cp_variant: ContextVariant = ContextVariant.RING
     micro_batch: int = 1
     global_batch: int = OneMicrobatchEach(1)
     schedule: Schedule = Schedule.ONE_F_ONE_B
@@ -103,7 +119,7 @@ class HybridParallelConfig:
             self._set("zero_shards", whole_number("zero_shards", self.zero_shards, 1, MAX_SIZE))
         if not isinstance(self.sequence_parallel, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"sequence_parallel must be true or false, got {self.sequence_parallel!r}")
-        for name, kind in (("schedule", Schedule), ("recompute", Recompute), ("precision", Precision)):
+        for name, kind in NAMED_CHOICES:
             self._set(name, one_of(name, getattr(self, name), kind))
         if self.layer_split is not None:
             split = (whole_number("layer_split", layers, 0, MAX_SIZE) for layers in self.layer_split)
@@ -172,6 +188,7 @@ class HybridParallelConfig:
             sequence_parallel=self.sequence_parallel,
             interleaved=self.schedule is Schedule.INTERLEAVED,
             v_shaped=self.schedule in V_SHAPED,
+            heads_exchanged=self.cp_variant is ContextVariant.ALL_TO_ALL,
             zero_shards=self.zero_shards or self.dp * self.cp,
             layer_split=self.layer_split,
         )

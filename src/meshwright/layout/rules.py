@@ -58,6 +58,7 @@ class Sizes:
     interleaved: Any
     v_shaped: Any
     zero_shards: Any
+    heads_exchanged: Any = False  # context parallelism by all-to-all
     layer_split: Any = None
 
     @property
@@ -230,6 +231,41 @@ def _context_message(s: Sizes, f: Facts) -> str:
     return f"cp={s.cp} needs a sequence that divides by 2 x cp = {2 * s.cp}; {seq} does not{_try(s.cp, valid)}"
 
 
+def _exchange_holds(s: Sizes, f: Facts) -> Any:
+    exchanged = np.logical_and(s.heads_exchanged, s.cp > 1)
+    return _implies(exchanged, f.model.heads % (s.tp * s.cp) == 0)
+
+
+def _exchange_message(s: Sizes, f: Facts) -> str:
+    assert f.model.heads is not None
+    left = f.model.heads // s.tp
+    return (
+        f"cp={s.cp} with cp_variant all_to_all does not divide the {left} attention heads that tp={s.tp} leaves a rank"
+        f"{_try(s.cp, divisors(left))}, or cp_variant ring"
+    )
+
+
+def _kv_left(s: Sizes, f: Facts) -> Any:
+    """Key-value heads on a tp rank, at least the one that several of them share."""
+    return np.maximum(f.model.kv_heads // s.tp, 1)
+
+
+def _kv_exchange_holds(s: Sizes, f: Facts) -> Any:
+    left = _kv_left(s, f)
+    exchanged = np.logical_and(s.heads_exchanged, s.cp > 1)
+    return _implies(exchanged, np.logical_or(left % s.cp == 0, s.cp % left == 0))
+
+
+def _kv_exchange_message(s: Sizes, f: Facts) -> str:
+    left = int(_kv_left(s, f))
+    heads = (f.model.heads or left * s.tp) // s.tp
+    valid = [c for c in divisors(heads) if left % c == 0 or c % left == 0]
+    return (
+        f"cp={s.cp} with cp_variant all_to_all neither divides nor is a multiple of the {left} key-value heads that "
+        f"tp={s.tp} leaves a rank{_try(s.cp, valid)}, or cp_variant ring"
+    )
+
+
 def _sequence_message(s: Sizes, f: Facts) -> str:
     seq = f.model.seq
     assert seq is not None
@@ -309,6 +345,8 @@ AGAINST_MODEL = (
         _context_message,
         ("seq",),
     ),
+    Rule("context heads", _exchange_holds, _exchange_message, ("heads",)),
+    Rule("context key-value heads", _kv_exchange_holds, _kv_exchange_message, ("kv_heads",)),
     Rule(
         "sequence",
         lambda s, f: _implies(s.sequence_parallel, (f.model.seq // s.cp) % s.tp == 0),

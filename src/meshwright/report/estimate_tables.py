@@ -13,7 +13,7 @@ from rich.text import Text
 
 from meshwright.cost.confidence import Source
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Memory, StageMemory, StepTime
-from meshwright.layout.config import HybridParallelConfig, Recompute
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute
 from meshwright.ledger import MemoryKind, TrafficEntry
 from meshwright.report.fitted_table import Drawing, table
 from meshwright.report.numbers import gib, percent, seconds, size, whole
@@ -52,6 +52,8 @@ def config_line(config: HybridParallelConfig) -> str:
     words.append(recompute_word(config))
     if config.sequence_parallel:
         words.append("sequence parallel")
+    if config.cp > 1 and config.cp_variant is ContextVariant.ALL_TO_ALL:
+        words.append("cp by all-to-all")
     words.append(config.precision.value)
     return f"{axes}; {', '.join(words)}"
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshwright.cost.estimate import Estimate
-from meshwright.layout.config import HybridParallelConfig, Recompute
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute
 from meshwright.planner.changes import Change
 from meshwright.planner.explained import Explanation
 from meshwright.planner.search import FrontPoint, SearchResult
@@ -189,4 +189,5 @@ def short_config(config: HybridParallelConfig) -> str:
     words += [schedule] if schedule != "-" else []
     words += [f"recompute {recompute}"] if recompute != "-" else []
     words += ["sp"] if config.sequence_parallel else []
+    words += ["all-to-all"] if config.cp > 1 and config.cp_variant is ContextVariant.ALL_TO_ALL else []
     return " ".join(words)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from meshwright.errors import InputError
+from meshwright.layout.config import ContextVariant
 from meshwright.runtime.collectives import all_to_all
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.ring_attention import RingPlan, ring_attention
@@ -38,11 +38,6 @@ def refuse_dropout(model_config: Any) -> None:
             continue
         if name.endswith(("dropout", "_pdrop")) and isinstance(value, float) and value > 0:
             raise InputError(f"context parallelism runs without dropout, but the model has {name}={value}; set it to 0")
-
-
-class ContextVariant(StrEnum):
-    RING = "ring"
-    ALL_TO_ALL = "all-to-all"
 
 
 @dataclass(frozen=True)

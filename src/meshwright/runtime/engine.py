@@ -19,7 +19,7 @@ from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
 from meshwright.layout.split import layer_ranges
 from meshwright.ledger import Phase
 from meshwright.runtime.collectives import all_reduce
-from meshwright.runtime.context_parallel import ContextShard, ContextVariant, refuse_dropout
+from meshwright.runtime.context_parallel import ContextShard, refuse_dropout
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.expert_parallel import ExpertAxes, ExpertOptions, ExpertParallelMoE, ExpertRegion, Routing
@@ -64,7 +64,6 @@ class EngineOptions:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
-    context_variant: ContextVariant = ContextVariant.RING
     routing: Routing = Routing.MODEL
     capacity_factor: float | None = None
     seed: int = 0
@@ -255,7 +254,7 @@ def build_engine(
     compute = options.dtype or COMPUTE_DTYPES[config.precision]
     shards = config.zero > 0 and groups.axis("zero_shard").size > 1
     stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
-    context = ContextShard(groups.axis("cp"), options.seq, options.context_variant) if config.cp > 1 else None
+    context = ContextShard(groups.axis("cp"), options.seq, config.cp_variant) if config.cp > 1 else None
     chunks, parameters = build_chunks(config, model_config, groups, source, options, schedule, stored, context)
     if has_balance_loss(model_config):
         for module in chunks.values():

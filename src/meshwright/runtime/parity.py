@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meshwright.layout.config import HybridParallelConfig
-from meshwright.runtime.context_parallel import ContextVariant
 from meshwright.runtime.engine import Engine, EngineOptions, build_engine
 from meshwright.runtime.expert_parallel.balance import has_balance_loss
 from meshwright.runtime.families import family_of
@@ -49,7 +48,6 @@ class ParityJob:
     seed: int = 0
     ignored_share: float = 0.1
     prepare: Prepare | None = None
-    context_variant: ContextVariant = ContextVariant.RING
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,6 @@ def _run_rank(job: ParityJob, folder: Path) -> RankReport:
         dtype=torch.float64,
         forward_context=keep_float64,
         recompute_contexts=recompute_contexts,
-        context_variant=job.context_variant,
     )
     source = SeededWeights(job.model_config, family_of(job.model_config), job.seed)
     engine = build_engine(job.config, job.model_config, groups, source, options)

@@ -12,7 +12,7 @@ from itertools import combinations
 from math import gcd, prod
 from typing import Any
 
-from meshwright.layout.config import HybridParallelConfig, Recompute, Schedule
+from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recompute, Schedule
 from meshwright.runtime.parity import Difference, ParityJob, ParityReport, compare
 
 AXES = ("dp", "pp", "cp", "tp", "ep")
@@ -53,7 +53,7 @@ def describe(config: HybridParallelConfig) -> str:
     if config.pp > 1:
         parts.append(f"pp{config.pp} {config.schedule}" + (f" vpp{config.vpp}" if config.vpp > 1 else ""))
     if config.cp > 1:
-        parts.append(f"cp{config.cp}")
+        parts.append(f"cp{config.cp}" + (" all-to-all" if config.cp_variant is ContextVariant.ALL_TO_ALL else ""))
     if config.tp > 1:
         parts.append(f"tp{config.tp}" + (" sp" if config.sequence_parallel else ""))
     if config.ep > 1:
@@ -73,6 +73,8 @@ def only(config: HybridParallelConfig, axes: tuple[str, ...]) -> HybridParallelC
         changes |= {"schedule": Schedule.ONE_F_ONE_B, "vpp": 1, "layer_split": None}
     if "tp" not in axes:
         changes |= {"sequence_parallel": False}
+    if "cp" not in axes:
+        changes |= {"cp_variant": ContextVariant.RING}
     ranks = prod(getattr(config, axis) for axis in ("dp", "cp", "tp") if axis in axes)
     expert_tp = gcd(config.expert_tp, ranks) if "ep" in axes else 1
     changes |= {"expert_tp": expert_tp, "ep": gcd(config.ep, ranks // expert_tp) if "ep" in axes else 1}
