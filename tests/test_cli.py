@@ -99,7 +99,7 @@ def test_a_plan_file_gives_the_estimate_it_was_written_with(meshwright: Callable
 
 def test_a_plan_asks_for_context_parallelism_by_all_to_all(meshwright: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
-    assert meshwright("estimate", *JOB, "--cp", "2", "--cp-variant", "all_to_all", "-o", file).code == 0
+    assert meshwright("estimate", *JOB, "--cp", "2", "--zero", "3", "--cp-variant", "all_to_all", "-o", file).code == 0
     assert Plan.read(file).parallel.cp_variant == "all_to_all"
     (cp,) = [p for p in document(meshwright("layout", file, "--json"))["communication"] if p["axis"] == "cp"]
     assert cp["collective"].startswith("all-to-all")

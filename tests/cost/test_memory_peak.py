@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meshwright.cost.candidates import CONTEXT_VARIANTS, RING, Candidates, unit_keys
+from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.memory import training_memory
 from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import stacks
@@ -15,15 +15,13 @@ from meshwright.cost.stages import stages
 from meshwright.cost.workload import Workload
 from meshwright.hardware.load import load as load_cluster
 from meshwright.hardware.load import resize
-from meshwright.layout.config import ContextVariant
 from meshwright.models import load
 from meshwright.planner.enumerate import space
 
 
 def exchanged(chunk: Candidates) -> Candidates:
     """Every second row with context parallelism by all-to-all."""
-    variant = np.where(np.arange(len(chunk)) % 2, RING, CONTEXT_VARIANTS.index(ContextVariant.ALL_TO_ALL))
-    return replace(chunk, cp_variant=variant)
+    return replace(chunk, heads_exchanged=np.arange(len(chunk)) % 2 == 0)
 
 
 @pytest.mark.parametrize("framework", ["megatron-core", "torchtitan"])

@@ -148,7 +148,7 @@ def test_mask_of_many_says_what_construction_and_validation_of_each_say(rows: li
         **columns,
         sequence_parallel=np.array([row[9] for row in rows]),
         schedule=np.array([list(Schedule).index(row[10]) for row in rows]),
-        cp_variant=np.array([list(ContextVariant).index(row[11]) for row in rows]),
+        heads_exchanged=np.array([row[11] is ContextVariant.ALL_TO_ALL for row in rows]),
     )
 
     def legal(row: tuple) -> bool:

@@ -23,15 +23,13 @@ FloatArray = NDArray[np.float64]
 
 SCHEDULES: tuple[Schedule, ...] = tuple(Schedule)
 RECOMPUTES: tuple[Recompute, ...] = tuple(Recompute)
-CONTEXT_VARIANTS: tuple[ContextVariant, ...] = tuple(ContextVariant)
-RING = CONTEXT_VARIANTS.index(ContextVariant.RING)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Arrays of length n. `schedule`, `recompute` and `cp_variant` are positions in SCHEDULES, RECOMPUTES and
-    CONTEXT_VARIANTS; `zero_shards` is resolved (dp * cp where a config says None). `splits[i]` holds the layer split of
-    row i where any is uneven.
+    """Arrays of length n. `schedule` and `recompute` are positions in SCHEDULES and RECOMPUTES; `heads_exchanged` is
+    context parallelism by all-to-all; `zero_shards` is resolved (dp * cp where a config says None). `splits[i]` holds
+    the layer split of row i where any is uneven.
     """
 
     dp: IntArray
@@ -49,7 +47,7 @@ class Candidates:
     zero_shards: IntArray
     recompute: IntArray
     recompute_every: IntArray
-    cp_variant: IntArray
+    heads_exchanged: BoolArray
     precision: Precision
     splits: tuple[tuple[int, ...] | None, ...] | None = None
 
@@ -86,7 +84,7 @@ class Candidates:
             schedule=np.array([SCHEDULES.index(c.schedule) for c in configs], dtype=np.int64),
             zero_shards=np.array([c.zero_shards or c.dp * c.cp for c in configs], dtype=np.int64),
             recompute=np.array([RECOMPUTES.index(c.recompute) for c in configs], dtype=np.int64),
-            cp_variant=np.array([CONTEXT_VARIANTS.index(c.cp_variant) for c in configs], dtype=np.int64),
+            heads_exchanged=np.array([c.cp_variant is ContextVariant.ALL_TO_ALL for c in configs], dtype=np.bool_),
             precision=precisions.pop(),
             splits=splits if any(splits) else None,
         )
@@ -104,7 +102,7 @@ class Candidates:
             zero_shards=None if shards == int(self.dp[row] * self.cp[row]) else shards,
             recompute=RECOMPUTES[int(self.recompute[row])],
             recompute_every=int(self.recompute_every[row]),
-            cp_variant=CONTEXT_VARIANTS[int(self.cp_variant[row])],
+            cp_variant=ContextVariant.ALL_TO_ALL if self.heads_exchanged[row] else ContextVariant.RING,
             precision=self.precision,
             layer_split=self.splits[row] if self.splits else None,
         )
@@ -133,7 +131,7 @@ class UnitKeys:
 
 
 UNIT_COLUMNS = (
-    *("tp", "sequence_parallel", "cp", "cp_variant", "ep", "expert_tp", "micro_batch"),
+    *("tp", "sequence_parallel", "cp", "heads_exchanged", "ep", "expert_tp", "micro_batch"),
     *("recompute", "recompute_every"),
 )
 """What the costs inside a layer depend on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, RING, Candidates, FloatArray
+from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import Precision, Recompute
@@ -88,7 +88,7 @@ def attended_kv_heads(attention: Attention, c: Candidates) -> FloatArray:
     """KV heads of a rank as its attention takes them [n]: repeated where they are fewer than the cp ranks that exchange
     heads (all-to-all), so that each rank gets one."""
     heads = units_per_rank(attention.kv_heads, c.tp.astype(np.float64))
-    return np.where(c.cp_variant == RING, heads, np.maximum(heads, c.cp))
+    return np.where(c.heads_exchanged, np.maximum(heads, c.cp), heads)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from meshwright.models.spec import ModelSpec
 
 HELD = ("dp", "tp", "cp", "ep", "expert_tp")
 LIVE = (
-    *("dp", "tp", "sequence_parallel", "cp", "cp_variant", "ep", "expert_tp"),
+    *("dp", "tp", "sequence_parallel", "cp", "heads_exchanged", "ep", "expert_tp"),
     *("micro_batch", "global_batch", "schedule"),
 )
 

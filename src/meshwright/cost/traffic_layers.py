@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, RING, Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray, IntArray
 from meshwright.cost.layers import attended_kv_heads
 from meshwright.cost.traffic_term import Scene, TrafficTerm
 from meshwright.layout.config import Recompute
@@ -111,7 +111,7 @@ def _ring_terms(attention: Attention, x: Scene, layers: FloatArray, again: Float
     """Keys and values take cp - 1 steps forward and again backward (also when the core is recomputed); their gradients
     take cp steps and so come home."""
     c = x.candidates
-    ranks = np.where(c.cp_variant == RING, c.cp, 1)
+    ranks = np.where(c.heads_exchanged, 1, c.cp)
     steps = np.maximum(c.cp - 1, 0).astype(np.float64)[:, None]
     passed = x.tokens * np.ceil(attention.kv_heads / c.tp) * (attention.qk_dim + attention.v_dim) * x.element
     ring = [
@@ -130,7 +130,7 @@ def _exchange_terms(attention: Attention, x: Scene, layers: FloatArray, again: F
     """Queries, keys and values are exchanged from tokens to heads, the output back, and all four gradients the other
     way. Recomputing the core alone stops before the output is exchanged: no gradient needs it."""
     c = x.candidates
-    ranks = np.where(c.cp_variant == RING, 1, c.cp)
+    ranks = np.where(c.heads_exchanged, c.cp, 1)
     heads, kv_heads = np.ceil(attention.heads / c.tp), attended_kv_heads(attention, c)
     whole = recomputed_share(x)[:, None]
     terms: list[TrafficTerm] = []
@@ -156,7 +156,7 @@ def _context_terms(x: Scene) -> list[TrafficTerm]:
     m = x.microbatches[:, None]
     selective = (c.recompute == RECOMPUTES.index(Recompute.SELECTIVE)).astype(np.float64)
     again = (recomputed_share(x) + selective)[:, None]
-    ring, exchange = (c.cp_variant == RING).any(), (c.cp_variant != RING).any()
+    exchange, ring = c.heads_exchanged.any(), not c.heads_exchanged.all()
     terms: list[TrafficTerm] = []
     gather = Collective.ALL_GATHER
     for k, kind in enumerate(x.model.kinds):

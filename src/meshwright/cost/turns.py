@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.blueprint import OVERLAP, PAIRED, PLAIN, Blueprint
-from meshwright.cost.candidates import RECOMPUTES, RING, FloatArray, IntArray
+from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
 from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
 from meshwright.cost.stack import Stack
@@ -118,7 +118,8 @@ def _communication(
     overlap = OVERLAP[plan.blocks.schedule][:, None]
     experts = np.where(overlap == PAIRED, max(stack.ep_overlap, stack.ep_overlap_paired), stack.ep_overlap)
     # a ring passes keys and values while it attends to others; an exchange of heads comes before and after attention
-    context = np.where(plan.blocks.cp_variant == RING, stack.cp_overlap, 0.0)[:, None]
+    exchanged = plan.blocks.heads_exchanged
+    context = np.where(exchanged, 0.0, stack.cp_overlap)[:, None] if exchanged.any() else stack.cp_overlap
     share = {"tp": stack.tp_overlap, "cp": context, "ep": experts}
     passes = (Phase.FORWARD, Phase.BACKWARD)
     found: list[tuple[str, Phase, FloatArray, FloatArray | float]] = [

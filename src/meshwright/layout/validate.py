@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.errors import InputError
-from meshwright.layout.config import V_SHAPED, ContextVariant, HybridParallelConfig, Schedule
+from meshwright.layout.config import V_SHAPED, HybridParallelConfig, Schedule
 from meshwright.layout.rules import (
     AGAINST_CLUSTER,
     AGAINST_MODEL,
@@ -62,15 +62,14 @@ def legal_mask(
     sequence_parallel: BoolArray,
     schedule: IntArray,
     zero_shards: IntArray | None = None,
-    cp_variant: IntArray | None = None,
+    heads_exchanged: BoolArray | None = None,
 ) -> BoolArray:
     """Which rows are legal: consistent in themselves, and for the model and cluster. Arrays of one length.
 
-    `schedule` holds positions in `tuple(Schedule)`, `cp_variant` in `tuple(ContextVariant)` (None: ring). Layer splits
-    are not looked at (None: even).
+    `schedule` holds positions in `tuple(Schedule)`; `heads_exchanged`: cp by all-to-all (None: nowhere).
+    Layer splits are not looked at (None: even).
     """
     codes = {s: i for i, s in enumerate(Schedule)}
-    all_to_all = tuple(ContextVariant).index(ContextVariant.ALL_TO_ALL)
     sizes = Sizes(
         dp=dp,
         tp=tp,
@@ -85,7 +84,7 @@ def legal_mask(
         interleaved=schedule == codes[Schedule.INTERLEAVED],
         v_shaped=np.isin(schedule, [codes[s] for s in V_SHAPED]),
         zero_shards=dp * cp if zero_shards is None else zero_shards,
-        heads_exchanged=False if cp_variant is None else cp_variant == all_to_all,
+        heads_exchanged=False if heads_exchanged is None else heads_exchanged,
     )
     facts = Facts(model or ModelFacts(), cluster or ClusterFacts())
     return mask(CONSISTENCY + AGAINST_MODEL + AGAINST_CLUSTER, sizes, facts, len(np.asarray(tp)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, RING, SCHEDULES, Candidates, FloatArray, IntArray, distinct
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, Candidates, FloatArray, IntArray, distinct
 from meshwright.cost.evaluate import evaluate
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
@@ -66,6 +66,6 @@ def _on_one_stage(settings: Table, configurations: Space) -> Candidates:
         zero_shards=dp * settings["cp"],
         recompute=one * RECOMPUTES.index(Recompute.NONE),
         recompute_every=one,
-        cp_variant=one * RING,
+        heads_exchanged=one == 0,
         precision=configurations.precision,
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, RING, SCHEDULES, BoolArray, Candidates, IntArray
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates, IntArray
 from meshwright.errors import InputError
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Precision, Recompute, Schedule
@@ -113,7 +113,7 @@ def to_candidates(table: Table, global_batch: int, precision: Precision) -> Cand
         **{name: table[name] for name in COLUMNS},
         sequence_parallel=table["sequence_parallel"].astype(np.bool_),
         global_batch=np.full(rows(table), global_batch, dtype=np.int64),
-        cp_variant=np.full(rows(table), RING, dtype=np.int64),
+        heads_exchanged=np.zeros(rows(table), dtype=np.bool_),
         precision=precision,
         splits=None,
     )

@@ -59,5 +59,5 @@ def legal(model: ModelSpec, cluster: Cluster, seq: int, candidates: Candidates) 
         sequence_parallel=candidates.sequence_parallel,
         schedule=candidates.schedule,
         zero_shards=candidates.zero_shards,
-        cp_variant=candidates.cp_variant,
+        heads_exchanged=candidates.heads_exchanged,
     )

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from meshwright.cost.candidates import RING, SCHEDULES, Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import SCHEDULES, Candidates, FloatArray, IntArray
 from meshwright.cost.serving import ServingArrays, ServingEstimate, serve_arrays, serve_estimate
 from meshwright.cost.serving_stack import ServingStack
 from meshwright.cost.workload import ServingWorkload
@@ -162,7 +162,7 @@ def _as_candidates(table: Table, precision: Precision) -> Candidates:
         zero_shards=table["dp"],
         recompute=0 * one,
         recompute_every=one,
-        cp_variant=one * RING,
+        heads_exchanged=one == 0,
         precision=precision,
         splits=None,
     )
