@@ -60,6 +60,10 @@ Watchdog = Annotated[
         help="End the job, with a verdict, when a rank waits longer than this in one collective.",
     ),
 ]
+Replan = Annotated[
+    bool,
+    typer.Option("--replan", help="Where torchrun started another number of ranks: choose their layout, and resume."),
+]
 LedgerFlag = Annotated[bool, typer.Option("--ledger", help="Show what a step sent beside what was predicted.")]
 
 
@@ -78,6 +82,7 @@ def train(
     tensorboard: Board = False,
     ledger: LedgerFlag = False,
     watchdog: Watchdog = None,
+    replan: Replan = False,
     as_json: Json = False,
 ) -> int:
     """Train a plan's model on text, over all its axes at once.
@@ -88,7 +93,9 @@ def train(
     needs_runtime("train")
     document = read_training_plan(plan, steps)
     folder = out or Path("runs") / Path(plan).stem
-    start = _start(folder, resume, resume_from, weights)
+    start = _start(folder, resume or replan, resume_from, weights)
+    if replan:
+        document = _for_the_ranks_left(document, start)
     if tensorboard:
         from meshwright.runtime.metrics import refuse_missing_tensorboard
 
@@ -135,6 +142,22 @@ def read_training_plan(path: str, steps: int | None) -> Plan:
     if steps is not None:
         run = run.model_copy(update={"steps": steps})
     return document.model_copy(update={"training": run})
+
+
+def _for_the_ranks_left(plan: Plan, start: Path | None) -> Plan:
+    """The plan for the world that torchrun started; a line on stderr where that is another one."""
+    from meshwright.commands.replan import replanned
+    from meshwright.runtime.launch import launched_by_torchrun
+
+    if not launched_by_torchrun():
+        raise InputError("--replan takes the number of ranks from torchrun: start the command with torchrun")
+    ranks = int(os.environ["WORLD_SIZE"])
+    if ranks == plan.parallel.world_size:
+        return plan
+    chosen, line = replanned(plan, ranks)
+    if os.environ["RANK"] == "0":
+        print(f"replan: {line}; from {start.name if start else 'the first step'}", file=sys.stderr)
+    return chosen
 
 
 def _start(folder: Path, resume: bool, resume_from: Path | None, weights: Path | None) -> Path | None:
