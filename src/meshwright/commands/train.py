@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,9 @@ from meshwright.report.numbers import size, whole
 
 if TYPE_CHECKING:
     from meshwright.doctor.comparison import Comparison
+    from meshwright.runtime.launch import Device
     from meshwright.runtime.metrics import Peak
+    from meshwright.runtime.preflight import Needs
     from meshwright.runtime.trainer import RankOutcome, TrainingJob
 
 MOST_FORKED_RANKS = 64
@@ -60,6 +63,10 @@ Watchdog = Annotated[
         help="End the job, with a verdict, when a rank waits longer than this in one collective.",
     ),
 ]
+PreflightFlag = Annotated[
+    bool,
+    typer.Option("--preflight", help="First check that all ranks come, are alike, and reach each other."),
+]
 Replan = Annotated[
     bool,
     typer.Option("--replan", help="Where torchrun started another number of ranks: choose their layout, and resume."),
@@ -82,6 +89,7 @@ def train(
     tensorboard: Board = False,
     ledger: LedgerFlag = False,
     watchdog: Watchdog = None,
+    preflight: PreflightFlag = False,
     replan: Replan = False,
     as_json: Json = False,
 ) -> int:
@@ -101,6 +109,8 @@ def train(
 
         refuse_missing_tensorboard()
 
+    needs = _needs(document) if preflight else None
+
     def job(tokens: Path) -> TrainingJob:
         from meshwright.runtime.model_config import transformers_config
         from meshwright.runtime.trainer import TrainingJob
@@ -117,14 +127,19 @@ def train(
             export=export,
             tensorboard=tensorboard,
             peak=_peak(document),
+            preflight=needs,
             watchdog_s=watchdog,
             on_hang=say_verdict,
         )
 
     from meshwright.runtime.launch import launched_by_torchrun
 
-    run = _joined if launched_by_torchrun() else _forked
-    outcomes = run(job, data, tokenizer, folder)
+    if launched_by_torchrun():
+        outcomes = _joined(
+            job, data, tokenizer, folder, None if needs is None else partial(_preflight, document, needs)
+        )
+    else:
+        outcomes = _forked(job, data, tokenizer, folder)
     if outcomes is None:
         return 0
     lines = _ledger_lines(document, outcomes) if ledger else None
@@ -228,13 +243,45 @@ def _how_to_go_on(folder: Path) -> str:
     return f"; {found[-1].name} is complete: go on from it with --resume" if found else "; no checkpoint is complete"
 
 
-def _joined(job: Any, data: Path, tokenizer: str, folder: Path) -> list[RankOutcome] | None:
+def _needs(plan: Plan) -> Needs:
+    """What the start-up check holds against what it finds: the fullest stage by the cost model, torchrun's port."""
+    from meshwright.cost.evaluate import estimate
+    from meshwright.doctor.oom import question_of
+    from meshwright.hardware import load
+    from meshwright.runtime.preflight import Needs
+
+    cluster = load("cpu", nodes=1, gpus_per_node=plan.parallel.world_size) if plan.cluster is None else None
+    asked = question_of(plan, cluster, ours=True)
+    predicted = estimate(asked.model, asked.cluster, asked.workload, asked.config, asked.stack)
+    port = os.environ.get("MASTER_PORT")
+    needed = max(0, predicted.memory.peak.total_bytes - asked.cluster.reserved_bytes)
+    return Needs(needed, master_port=None if port is None else int(port))
+
+
+def _preflight(plan: Plan, needs: Needs, device: Device, join: Callable[[], None]) -> None:
+    """The start-up check of a rank of torchrun's, around joining the world. A rank that is stuck in a group cannot
+    leave in any other way than at once."""
+    from meshwright.runtime.preflight import StuckError, check_start, env_store
+
+    ranks = int(os.environ["WORLD_SIZE"])
+    if ranks != plan.parallel.world_size:
+        raise InputError(f"the plan needs {plan.parallel.world_size} ranks, but {ranks} were started (see --replan)")
+    try:
+        check_start(plan, needs, device, env_store(needs.limit_s), int(os.environ["RANK"]), join)
+    except StuckError as error:
+        print(f"meshwright: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def _joined(
+    job: Any, data: Path, tokenizer: str, folder: Path, around: Callable[[Device, Callable[[], None]], None] | None
+) -> list[RankOutcome] | None:
     """This process as one rank of torchrun's world; outcomes on rank 0 only. One rank of each machine tokenises."""
     from meshwright.runtime.launch import joined_world, on_each_machine_first
     from meshwright.runtime.tokens import prepare
     from meshwright.runtime.trainer import TOKENS, train_joined
 
-    with joined_world() as device:
+    with joined_world(around=around) as device:
         tokens = on_each_machine_first(lambda: prepare(data, tokenizer, folder / TOKENS))
         outcomes = train_joined(job(tokens), device)
     return outcomes if int(os.environ["RANK"]) == 0 else None

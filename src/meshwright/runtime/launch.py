@@ -85,10 +85,20 @@ def launched_by_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def joined_world(timeout_s: float = 1800.0) -> Iterator[Device]:
-    """The world that torchrun or torchelastic prepared for this process."""
+def joined_world(
+    timeout_s: float = 1800.0, around: Callable[[Device, Callable[[], None]], None] | None = None
+) -> Iterator[Device]:
+    """The world that torchrun or torchelastic prepared for this process. `around` is given the call that joins it,
+    to look around before it makes that call."""
     device = choose_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
+
+    def join() -> None:
+        dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
+
+    if around is None:
+        join()
+    else:
+        around(device, join)
     try:
         yield device
     finally:

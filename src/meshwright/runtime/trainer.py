@@ -31,6 +31,7 @@ from meshwright.runtime.launch import Device, host_name, run_ranks
 from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
 from meshwright.runtime.oom_kill import noting_kills
 from meshwright.runtime.optimizer import OptimizerOptions
+from meshwright.runtime.preflight import Needs, check_start
 from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
 from meshwright.runtime.rank_record import RankRecord, noting_failed_build, place_of, resident_bytes_now
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
@@ -49,8 +50,8 @@ class TrainingJob:
 
     `checkpoint_every`: steps between checkpoints (None: one at the end); `keep`: how many stay. `resume`: a checkpoint
     to go on from. `weights`: a folder of safetensors to start from instead of the seed. `export`: write the trained
-    model as safetensors. `watchdog_s`: a rank that waits longer than this in one collective ends the job; `on_hang` is
-    told the run's folder first.
+    model as safetensors. `preflight`: forked ranks check each other first. `watchdog_s`: a rank that waits longer than
+    this in one collective ends the job; `on_hang` is told the run's folder first.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class TrainingJob:
     tensorboard: bool = False
     show_progress: bool = True
     peak: Peak | None = None
+    preflight: Needs | None = None
     watchdog_s: float | None = None
     on_hang: OnHang | None = None
 
@@ -337,4 +339,7 @@ def train_joined(job: TrainingJob, device: Device) -> list[RankOutcome]:
 
 
 def _cpu_rank(job: TrainingJob) -> RankOutcome:
-    return train_rank(job, Device("cpu", "gloo"))
+    device = Device("cpu", "gloo")
+    if job.preflight is not None:
+        check_start(job.plan, job.preflight, device, _get_default_store(), dist.get_rank())
+    return train_rank(job, device)
