@@ -11,7 +11,7 @@ PIP_VERSION := 26.3
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: dryrun-check faults fuzz test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
+.PHONY: hang-at-scale dryrun-check faults fuzz test-serving closing-the-loop doctor-check accuracy golden two-machines calibrate-catalogue parity bench-runtime help setup demo test lint format clean bench-planner
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -97,6 +97,10 @@ closing-the-loop: $(STAMP)
 ## make test-serving     vLLM's CPU build in an environment of its own: tp2, pp2, tp2 x pp2, dp2 against transformers (Linux)
 test-serving: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.test_serving
+
+## make hang-at-scale    verdicts on the logs of 4,096 simulated ranks, one planted culprit each, 200 times (about 12 min)
+hang-at-scale: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.hang_simulation
 
 ## make faults           faults planted in 60 training jobs of 8 ranks: does doctor hang blame the right rank (15 min)
 faults: $(STAMP)

@@ -83,7 +83,7 @@ def _head(evidence: Evidence) -> list[str]:
         f"- *Leak groups apart*: the same over `leak_group` (the same layout at another scale or precision).\n"
         "- *Leave one family out*: predicted by a fit that saw no row of the family. A family that alone used its "
         "software or accelerator is then predicted with assumed constants.\n"
-        "- A fold starts from the shipped constants and takes three Gauss-Newton steps along the whole fit's "
+        "- A fold starts from the shipped constants and takes two Gauss-Newton steps along the whole fit's "
         "slopes; the rows it has not seen are then priced anew. Memory and serving have no fold: their few traits were "
         "set by hand with these rows in view.\n"
         "- *tau*: Kendall's tau-b of predicted against measured speed within sweeps, mean and median over sweeps; "

@@ -135,21 +135,28 @@ def first_deviation(evidence: Evidence, ranks: Sequence[int]) -> tuple[int, int]
     """(called, due): the earliest call, over the calls of all groups, in which one of the ranks left the order that it
     kept in the step before, or None. For ranks that wait in a circle without having disagreed in any group."""
     signatures = signature(evidence.calls, COMPARED) ^ (evidence.group.astype(np.uint64) * MULTIPLIER)
-    found: list[tuple[int, int, int]] = []
-    for rank in ranks:
-        own = np.flatnonzero(evidence.rank == rank)
-        if not len(own):
-            continue
-        steps = evidence.calls["step"][own]
-        step = int(steps[-1])
+    found = [pair for rank in ranks if (pair := _deviation(evidence, signatures, rank)) is not None]
+    return min(found, key=lambda pair: int(evidence.calls["issued_ns"][pair[0]]), default=None)
+
+
+def _deviation(evidence: Evidence, signatures: NDArray[np.uint64], rank: int) -> tuple[int, int] | None:
+    """(called, due) where one rank first left the order of its step before; a step that has ended may also be too
+    short: the call that followed it was called instead."""
+    own = np.flatnonzero(evidence.rank == rank)
+    steps = evidence.calls["step"][own]
+    for step in np.unique(steps)[1:]:
         now, before = own[steps == step], own[steps == step - 1]
         whole = int(evidence.calls["serial"][own[0]]) == 1 or bool((steps < step - 1).any())
+        if not whole or not len(before):
+            continue
         both = min(len(now), len(before))
         differs = np.flatnonzero(signatures[now[:both]] != signatures[before[:both]])
-        if step and whole and len(differs):
-            at = int(differs[0])
-            found.append((int(evidence.calls["issued_ns"][now[at]]), int(now[at]), int(before[at])))
-    return min(found)[1:] if found else None
+        if len(differs):
+            return int(now[differs[0]]), int(before[differs[0]])
+        after = own[steps > step]
+        if len(after) and len(now) < len(before):
+            return int(after[0]), int(before[both])
+    return None
 
 
 def _classified(
