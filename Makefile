@@ -74,7 +74,7 @@ accuracy: $(STAMP)
 golden: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.golden
 
-## make parity           every layout of the runtime against one process of plain transformers, in float64 (about 15 min)
+## make parity           every layout of the runtime against one process of plain transformers, in float64 (about 20 min)
 parity: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/runtime/test_parity.py -m slow -n 1 -q
 
