@@ -329,6 +329,7 @@ def test_a_full_disk_is_one_line() -> None:
 INTERRUPTED = """
 import os, signal, sys, threading
 from meshwright.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
 threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()
 sys.exit(main(sys.argv[2:]))
 """
