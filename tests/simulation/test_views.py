@@ -63,7 +63,7 @@ def test_a_trace_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_trace(TIMELINE, tmp_path / "step.json")
     assert json.loads((tmp_path / "step.json").read_text())["traceEvents"]
     assert [p.name for p in tmp_path.iterdir()] == ["step.json"]
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_trace(TIMELINE, tmp_path / "nowhere" / "step.json")
 
 

@@ -35,10 +35,10 @@ def dryrun(plan: PlanFile, ranks: Ranks = None, save: Save = False, as_json: Jso
     from meshwright.dryrun.job import DryJob
     from meshwright.dryrun.proof import prove
     from meshwright.dryrun.roles import chosen_ranks
+    from meshwright.files import write_text
     from meshwright.plan import Plan, TrainingWorkload
     from meshwright.plan.proved import proof_path
     from meshwright.report.dryrun_tables import proof_text
-    from meshwright.runtime.files import write_text
     from meshwright.runtime.model_config import transformers_config
 
     document = Plan.read(plan)

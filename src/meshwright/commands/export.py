@@ -37,13 +37,13 @@ def export(plan: PlanFile, to: Where, out: Out = None, as_json: Json = False) ->
     """Write a plan as arguments or files of another framework; what it cannot express is refused with the reason."""
     from meshwright.export import Exported, Target
     from meshwright.export import export as exported
+    from meshwright.files import write_named
     from meshwright.plan import Plan
-    from meshwright.plan.files import write_text
 
     read = Plan.read(plan)
     made = Exported(vllm_script(read)) if to is To.VLLM else exported(read, Target(to.value), str(plan))
     if out is not None:
-        write_text(out, made.text)
+        write_named(out, made.text, "exported.txt")
     if as_json:
         output.show_json({"target": to.value, "text": made.text, "notes": list(made.notes)})
         return

@@ -307,7 +307,7 @@ def _comparison(plan: Plan, folder: Path) -> Comparison | None:
     from meshwright.doctor.comparison import COMPARISON_FILE, compare_run
     from meshwright.doctor.oom import question_of
     from meshwright.doctor.run_records import read_run
-    from meshwright.runtime.files import write_text
+    from meshwright.files import write_text
 
     compared = compare_run(read_run(folder), question_of(plan, None, ours=True))
     if compared is not None:

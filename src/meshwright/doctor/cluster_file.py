@@ -5,13 +5,12 @@ In: a `Cluster` whose accelerator and links were measured. Out: the text; `hardw
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from meshwright.errors import InputError
+from meshwright.files import write_named
 from meshwright.hardware import Accelerator, Cluster, Link
 
 
@@ -33,18 +32,7 @@ def cluster_toml(cluster: Cluster, heading: str) -> str:
 
 def write_cluster(cluster: Cluster, heading: str, path: Path) -> None:
     """Write the file whole or not at all."""
-    if not path.name or path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file, like cluster.toml")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(cluster_toml(cluster, heading))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    write_named(path, cluster_toml(cluster, heading), "cluster.toml")
 
 
 def _plain(item: Accelerator | Link | Cluster) -> dict[str, Any]:

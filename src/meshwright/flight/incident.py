@@ -6,13 +6,13 @@ Small JSON files, written whole or not at all, read with every field checked.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from meshwright.errors import InputError
+from meshwright.files import write_text
 from meshwright.flight.processes import ProcessState, states_of
 from meshwright.flight.reader import read_folder
 
@@ -35,7 +35,7 @@ class Failure:
 
 def write_failure(flight: Path, failure: Failure) -> None:
     record = asdict(failure) | {"message": failure.message[:MOST_TEXT]}
-    _write(flight / f"rank-{failure.rank:05d}{FAILURE_SUFFIX}", record)
+    write_text(flight / f"rank-{failure.rank:05d}{FAILURE_SUFFIX}", json.dumps(record) + "\n")
 
 
 def read_failures(flight: Path) -> list[Failure]:
@@ -62,7 +62,7 @@ def write_states(flight: Path, noticed_by: int, first_only: bool = False) -> Non
         return
     states = states_of([log.identity for log in logs])
     record = {"noticed_by": noticed_by, "at_ns": time.time_ns(), "states": {str(r): s.value for r, s in states.items()}}
-    _write(path, record)
+    write_text(path, json.dumps(record) + "\n")
 
 
 def read_states(flight: Path) -> tuple[dict[int, ProcessState], int] | None:
@@ -94,15 +94,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise InputError(f"{path}: holds no record of an incident")
     return cast(dict[str, Any], read)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

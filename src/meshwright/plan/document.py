@@ -19,10 +19,10 @@ from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from meshwright import hardware, models
 from meshwright.errors import InputError
+from meshwright.files import write_named
 from meshwright.hardware import Cluster
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.models import ModelSpec
-from meshwright.plan.files import write_text
 from meshwright.plan.sections import (
     AnyWorkload,
     ClusterSection,
@@ -122,7 +122,7 @@ class Plan(Section):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all."""
-        write_text(Path(path), self.to_yaml())
+        write_named(Path(path), self.to_yaml(), "plan.yaml")
 
     def digest(self) -> str:
         """SHA-256 over what must agree between ranks: model, workload, parallel config and training options.

@@ -33,10 +33,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from meshwright.errors import InputError
+from meshwright.files import sync_folder, write_text
 from meshwright.plan import Plan
 from meshwright.runtime.checkpoint_files import CheckpointReader, CheckpointWriter
 from meshwright.runtime.engine import Engine
-from meshwright.runtime.files import sync_folder, write_text
 from meshwright.runtime.weights import saved_buffers
 
 STATE_FILE, PLAN_FILE, CONFIG_FILE = "progress.json", "plan.yaml", "config.json"

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from meshwright.errors import InputError
-from meshwright.runtime.files import write_text
+from meshwright.files import write_text
 
 INDEX_FILE = "index.json"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}

@@ -18,9 +18,9 @@ from typing import Any, Self
 import torch
 
 from meshwright.errors import InputError
+from meshwright.files import write_text
 from meshwright.ledger import TrafficEntry
 from meshwright.runtime.expert_parallel.load import RouterLoad
-from meshwright.runtime.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meshwright.runtime.files import write_text
+from meshwright.files import write_text
 from meshwright.runtime.launch import RankFailedError
 
 LAUNCHER_FILE = "launcher.json"

@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import torch
 
+from meshwright.files import write_text
 from meshwright.runtime.engine import Engine
-from meshwright.runtime.files import write_text
 from meshwright.runtime.metrics import peak_memory_bytes
 from meshwright.runtime.process_groups import ProcessGroupManager
 

@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state_dic
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from meshwright.errors import InputError
+from meshwright.files import sync_folder, write_text
 from meshwright.runtime.checkpoint import WEIGHT, Boxes, BoxLoadPlanner, BoxSavePlanner, tensors_of
 from meshwright.runtime.checkpoint_files import CheckpointReader, CheckpointWriter, tensor_shapes
 from meshwright.runtime.engine import COMPUTE_DTYPES, Engine
-from meshwright.runtime.files import sync_folder, write_text
 from meshwright.runtime.slices import TensorSlice
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.errors import InputError
-from meshwright.runtime.files import write_text
+from meshwright.files import write_text
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".html", ".tex", ".toml", ".yaml", ".yml"}

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from meshwright.errors import InputError
+from meshwright.files import write_text
 from meshwright.serving.arguments import VllmProcess
 from meshwright.serving.client import is_healthy
 
@@ -51,9 +52,7 @@ class ServerState:
     log: str
 
     def write(self, folder: Path) -> None:
-        beside = folder / f".{STATE}.tmp"
-        beside.write_text(json.dumps(asdict(self)), "utf-8")
-        beside.replace(folder / STATE)
+        write_text(folder / STATE, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> ServerState:

@@ -6,11 +6,10 @@ Format: "Trace Event Format" (Google), complete events ("X") and names ("M"); ti
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from meshwright.errors import InputError
+from meshwright.files import write_named
 from meshwright.simulation.timeline import StepTimeline, Stream
 
 
@@ -40,16 +39,5 @@ def chrome_trace(timeline: StepTimeline) -> dict[str, Any]:
 
 
 def write_trace(timeline: StepTimeline, path: Path) -> None:
-    """Write the trace beside, flush to disk, rename."""
-    if path.exists() and not path.is_file():  # renaming over it would replace a device itself
-        raise InputError(f"cannot write {path}: it is no file; give the name of one, like trace.json")
-    beside = path.with_name(path.name + ".new")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(chrome_trace(timeline), file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from error
+    """Write the trace whole or not at all."""
+    write_named(path, json.dumps(chrome_trace(timeline)), "trace.json")
