@@ -120,7 +120,8 @@ class World:
         stage = int(self.coordinates["pp"][rank])
         row = self.groups["pp"][rank]
         peers = (row[stage - 1] if stage else -1, row[stage + 1] if stage + 1 < len(row) else -1)
-        once = list(program(self.job, stage, peers))
+        # groups of one rank call nothing, as in the runtime
+        once = [call for call in program(self.job, stage, peers) if len(self.groups[call.axis][rank]) > 1]
         calls = [(step, call) for step in range(self.job.steps) for call in once]
         return self._with_fault(calls) if self.fault and self.fault.rank == rank else calls
 
@@ -237,11 +238,10 @@ def planted(job: Job, kind: str, draw: random.Random) -> Fault:
     calls = whole.programs[rank]
     second = [i for i, (step, _) in enumerate(calls) if step == 1]
     if kind in ("skipped", "size", "dtype"):
-        second = [i for i in second if calls[i][1].peer < 0 and len(whole.groups[calls[i][1].axis][rank]) > 1]
+        second = [i for i in second if calls[i][1].peer < 0]
     if kind == "order":
         second = [i for i in second[:-1] if calls[i][1].axis == calls[i + 1][1].axis and calls[i][1].peer < 0]
         second = [i for i in second if calls[i + 1][1].peer < 0 and calls[i][1] != calls[i + 1][1]]
-        second = [i for i in second if len(whole.groups[calls[i][1].axis][rank]) > 1]
     return Fault(kind, rank, draw.choice(second))
 
 

@@ -26,16 +26,21 @@ def test_a_job_without_a_fault_is_healthy() -> None:
     assert diagnose_logs(world.logs()).cause is Cause.NOTHING
 
 
-def test_messages_that_all_have_called_blame_the_link_between_hosts() -> None:
-    """Rank 7 waits for a message that rank 3 has sent: neither is late."""
-    world = World(Job(HybridParallelConfig(pp=2, tp=1, dp=1, global_batch=1), microbatches=1), Fault("dead", 1, 1))
+def test_a_message_that_was_sent_and_does_not_arrive_blames_the_link_between_the_hosts() -> None:
+    """Rank 1 waits for what rank 0 has sent: nobody is late."""
+    world = World(Job(HybridParallelConfig(pp=2, global_batch=1), microbatches=1), None)
     world.play()
-    logs = [log for log in world.logs() if log.identity.rank in (0, 1)]
-    blocked = logs[1].now
-    receive = int(logs[1].records["group"][0])
-    waits = replace(logs[1], now=replace(blocked, waiting_group=receive, waiting_since_ns=5, peer=0))
-    verdict = diagnose_logs([logs[0], waits], dict.fromkeys((0, 1), ProcessState.RUNNING), now_ns=10**10)
-    assert verdict.ranks in ((1,), (1, 0))
+    sender, receiver = world.logs()
+    arrived = receiver.records[:1]  # the receive of the first microbatch is all that it has called
+    waits = replace(receiver.now, waiting_group=int(arrived["group"][0]), waiting_since_ns=5, peer=0)
+    away = replace(receiver.identity, host="node-1")
+    verdict = diagnose_logs(
+        [sender, replace(receiver, identity=away, records=arrived, now=waits)],
+        dict.fromkeys((0, 1), ProcessState.RUNNING),
+        now_ns=10**10,
+    )
+    assert (verdict.cause, verdict.ranks, verdict.axis) == (Cause.NETWORK, (1, 0), "pp")
+    assert "nothing arrives between node-0 and node-1" in verdict.sentence
 
 
 def test_another_plan_is_named_before_what_follows_from_it() -> None:
