@@ -134,7 +134,10 @@ def case_of_logs(folder: Path, seeds: dict[str, bytes], drawn: random.Random) ->
         spoilt = damaged(content[:head], drawn) + content[head:] if drawn.random() < 0.5 else damaged(content, drawn)
         (flight / name).write_bytes(spoilt if name in hit else content)
     if drawn.random() < 0.2:
-        (flight / drawn.choice(("states.json", "noticed", "rank-00000.failure.json"))).write_bytes(drawn.randbytes(99))
+        (folder / "ranks").mkdir()
+        (flight / drawn.choice(("states.json", "noticed", "../ranks/rank-00000.error.json"))).write_bytes(
+            drawn.randbytes(99)
+        )
     diagnose_hang(folder)
 
 

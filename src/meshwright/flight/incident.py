@@ -1,4 +1,4 @@
-"""What ranks leave beside their logs when something goes wrong: states of processes, and the errors that ranks raised.
+"""What is there when something went wrong: states of processes beside the logs, and the errors that ranks raised.
 
 Small JSON files, written whole or not at all, read with every field checked.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from meshwright.errors import InputError
 from meshwright.files import write_text
+from meshwright.flight.layout import FLIGHT_FOLDER
 from meshwright.flight.processes import ProcessState, states_of
 from meshwright.flight.reader import read_folder
 
 STATES_FILE = "states.json"
-FAILURE_SUFFIX = ".failure.json"
+FAILURES_FOLDER, FAILURE_SUFFIX = "ranks", ".error.json"
+"""Written by runtime.rank_record, with more in it for `doctor oom`."""
 MOST_TEXT = 4000
 MOST_BYTES = 1 << 24
 
@@ -33,18 +35,13 @@ class Failure:
     doing: str
 
 
-def write_failure(flight: Path, failure: Failure) -> None:
-    record = asdict(failure) | {"message": failure.message[:MOST_TEXT]}
-    write_text(flight / f"rank-{failure.rank:05d}{FAILURE_SUFFIX}", json.dumps(record) + "\n")
-
-
-def read_failures(flight: Path) -> list[Failure]:
-    """In the order in which they happened."""
+def read_failures(run: Path) -> list[Failure]:
+    """Of a run's folder, in the order in which they happened."""
     found: list[Failure] = []
-    for path in sorted(flight.glob(f"*{FAILURE_SUFFIX}")):
+    for path in sorted((run / FAILURES_FOLDER).glob(f"*{FAILURE_SUFFIX}")):
         record = _read(path)
         try:
-            texts = [str(record[key])[:MOST_TEXT] for key in ("kind", "message", "doing")]
+            texts = [str(record[key])[:MOST_TEXT] for key in ("type", "message", "doing")]
             found.append(Failure(int(record["rank"]), int(record["at_ns"]), *texts))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: the record of a failure that cannot be read ({error})") from None
@@ -78,9 +75,10 @@ def read_states(flight: Path) -> tuple[dict[int, ProcessState], int] | None:
         raise InputError(f"{path}: states of processes that cannot be read ({error})") from None
 
 
-def clear(flight: Path) -> None:
+def clear(run: Path) -> None:
     """Forget the incident of the run before. Called by every rank before its log is opened."""
-    for path in (*flight.glob(f"*{FAILURE_SUFFIX}"), flight / STATES_FILE):
+    failures = (run / FAILURES_FOLDER).glob(f"*{FAILURE_SUFFIX}")
+    for path in (*failures, run / FLIGHT_FOLDER / STATES_FILE):
         path.unlink(missing_ok=True)
 
 

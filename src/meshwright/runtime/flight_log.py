@@ -1,7 +1,7 @@
 """A rank's flight log while it runs: opened when its groups exist, closed with how it ended.
 
 In: the run's folder and the groups. Out: a `FlightLog` of every collective, wait and action; where the rank failed also
-its error, and the states of this machine's ranks at that moment.
+the states of this machine's ranks at that moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from meshwright.flight import FLIGHT_FOLDER, FlightLog, Identity
-from meshwright.flight.incident import Failure, write_failure, write_states
+from meshwright.flight.incident import write_states
 from meshwright.flight.layout import FAILED
 from meshwright.flight.processes import boot_id, process_start
 from meshwright.flight.reader import log_path
@@ -40,18 +40,12 @@ def flying(folder: Path, groups: ProcessGroupManager, digest: str) -> Iterator[F
     groups.recorder.flight = log
     try:
         yield log
-    except BaseException as error:
+    except BaseException:
         log.close(FAILED)
-        leave_error(folder / FLIGHT_FOLDER, log, error)
+        with suppress(OSError):  # a full disk is no reason to hide the error itself
+            write_states(folder / FLIGHT_FOLDER, groups.rank, first_only=True)
         raise
     else:
         log.close()
     finally:
         groups.recorder.flight = None
-
-
-def leave_error(flight: Path, log: FlightLog, error: BaseException) -> None:
-    """What this rank failed with. A full disk is no reason to hide the error itself."""
-    with suppress(OSError):
-        write_failure(flight, Failure(log.identity.rank, time.time_ns(), type(error).__name__, str(error), log.doing))
-        write_states(flight, log.identity.rank, first_only=True)

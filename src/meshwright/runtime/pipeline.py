@@ -160,9 +160,8 @@ class PipelineExecutor:
         live = Live()
         losses: list[Tensor] = []
         for step in self._steps:
-            action = self.current = step[0]
-            self._log(action)
-            self.observe(step)
+            action = step[0]
+            self._begins(step)
             if action.kind in COMMUNICATION:
                 self._communicate(step, live)
             elif action.kind is ActionKind.FORWARD:
@@ -176,12 +175,10 @@ class PipelineExecutor:
             else:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
-        self.observe(())
         for message in live.sends:
             with self.pp.waiting(message.peer):
                 message.work.wait()
-        self.current = None
-        self._log(None)
+        self._begins(())
         return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
@@ -294,6 +291,12 @@ class PipelineExecutor:
             return live.input_gradients.pop(key).contiguous()
         output = live.outputs.pop(key) if self.schedule.forward_only else live.outputs[key]
         return output.detach().contiguous()
+
+    def _begins(self, step: tuple[Action, ...]) -> None:
+        """Tell everyone who watches what comes next: () where nothing is left of the schedule."""
+        self.current = step[0] if step else None
+        self._log(self.current)
+        self.observe(step)
 
     def _log(self, action: Action | None) -> None:
         """What is done now, for the flight log (None: no action of the schedule)."""

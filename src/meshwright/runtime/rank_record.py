@@ -12,8 +12,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,11 +21,13 @@ from typing import Any, Self
 import torch
 
 from meshwright.files import write_text
+from meshwright.flight import FlightLog
+from meshwright.flight.incident import FAILURE_SUFFIX, FAILURES_FOLDER
 from meshwright.runtime.engine import Engine
+from meshwright.runtime.launch import host_name
 from meshwright.runtime.metrics import peak_memory_bytes
 from meshwright.runtime.process_groups import ProcessGroupManager
 
-RANKS = "ranks"
 MEMORY_EVERY = 16
 """Steps between two memory records, once the first two steps are done (peaks come early)."""
 MOST_MESSAGE, MOST_TRACEBACK = 2000, 4000
@@ -41,7 +42,7 @@ class Place:
     host: str
 
     def file(self, folder: Path, kind: str) -> Path:
-        return folder / RANKS / f"rank-{self.rank:05d}.{kind}"
+        return folder / FAILURES_FOLDER / f"rank-{self.rank:05d}.{kind}"
 
 
 def place_of(engine: Engine, host: str | None = None) -> Place:
@@ -54,19 +55,46 @@ def _place(groups: ProcessGroupManager, host: str) -> Place:
     return Place(groups.rank, {axis: int(value[0]) for axis, value in found.items()}, host)
 
 
-@contextmanager
-def noting_failed_build(folder: Path, groups: ProcessGroupManager, host: str, resident_bytes: int) -> Iterator[None]:
-    """Around the building of an engine: if it fails, leave what is known."""
-    try:
-        yield
-    except Exception as error:
-        place, device = _place(groups, host), groups.device.torch
-        memory = _device_memory(device, resident_bytes) | {"by_kind": {}}
-        record = _error(error) | {"step": 0, "action": "build", "memory": memory, "module": None}
-        path = place.file(folder, "error.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, _who(place) | record)
-        raise
+class FailureNote:
+    """What a rank leaves when it fails, wherever that was. `engine` is known once it is built."""
+
+    def __init__(self, folder: Path, groups: ProcessGroupManager, log: FlightLog, resident_bytes: int) -> None:
+        self.engine: Engine | None = None
+        self._path = _place(groups, host_name()).file(folder, FAILURE_SUFFIX.removeprefix("."))
+        self._groups, self._log, self._resident = groups, log, resident_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            with suppress(OSError):  # a full disk is no reason to hide the error itself
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                _write(self._path, self._record(error))
+
+    def _record(self, error: BaseException) -> dict[str, Any]:
+        trace = "".join(traceback.format_tb(error.__traceback__))[-MOST_TRACEBACK:]
+        common = {
+            **_who(_place(self._groups, host_name())),
+            "at_ns": time.time_ns(),
+            "type": type(error).__name__,
+            "message": str(error)[:MOST_MESSAGE],
+            "traceback": trace,
+            "doing": self._log.doing,
+        }
+        engine = self.engine
+        if engine is None:
+            memory = _device_memory(self._groups.device.torch, self._resident) | {"by_kind": {}}
+            return common | {"step": 0, "action": "build", "memory": memory, "module": None}
+        action = engine.executor.current
+        return common | {
+            "step": engine.steps_done + 1,
+            "module": module_in(error.__traceback__, engine),
+            "action": None if action is None else action.kind.name.lower(),
+            "chunk": None if action is None else action.chunk,
+            "microbatch": None if action is None else action.microbatch,
+            "memory": memory_of(engine, self._resident),
+        }
 
 
 class RankRecord:
@@ -77,7 +105,6 @@ class RankRecord:
         self._resident = resident_bytes
         path = place.file(folder, "jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
-        place.file(folder, "error.json").unlink(missing_ok=True)  # of a run that this one resumes
         self._file = path.open("a" if engine.steps_done else "w", encoding="utf-8")
         self._cpu_s = time.process_time()
         self._line({"kind": "rank", **_who(self._place), "first_step": engine.steps_done})
@@ -100,29 +127,12 @@ class RankRecord:
         if done <= 2 or done % MEMORY_EVERY == 0:
             self._memory()
 
-    def failed(self, error: BaseException) -> None:
-        """The step raised: leave what was being done, then let it go on its way."""
-        action = self._engine.executor.current
-        record = {
-            **_who(self._place),
-            **_error(error),
-            "step": self._engine.steps_done + 1,
-            "module": module_in(error.__traceback__, self._engine),
-            "action": None if action is None else action.kind.name.lower(),
-            "chunk": None if action is None else action.chunk,
-            "microbatch": None if action is None else action.microbatch,
-            "memory": memory_of(self._engine, self._resident),
-        }
-        _write(self._place.file(self._folder, "error.json"), record)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
-        if error is not None:
-            self.failed(error)
-        else:
+        if error is None:
             self._memory()
 
     def _line(self, values: dict[str, Any]) -> None:
@@ -136,11 +146,6 @@ class RankRecord:
 
 def _who(place: Place) -> dict[str, Any]:
     return {"rank": place.rank, "host": place.host, "coordinates": place.coordinates}
-
-
-def _error(error: BaseException) -> dict[str, Any]:
-    trace = "".join(traceback.format_tb(error.__traceback__))[-MOST_TRACEBACK:]
-    return {"type": type(error).__name__, "message": str(error)[:MOST_MESSAGE], "traceback": trace}
 
 
 def memory_of(engine: Engine, resident_bytes: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from meshwright.runtime.oom_kill import noting_kills
 from meshwright.runtime.optimizer import OptimizerOptions
 from meshwright.runtime.preflight import Needs, check_start
 from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
-from meshwright.runtime.rank_record import RankRecord, noting_failed_build, place_of, resident_bytes_now
+from meshwright.runtime.rank_record import FailureNote, RankRecord, place_of, resident_bytes_now
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
 from meshwright.runtime.train_progress import TrainingProgress
 from meshwright.runtime.watchdog import OnHang, watching
@@ -103,13 +103,17 @@ class RankOutcome:
 def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     """The whole run of one rank."""
     data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
-    clear(job.out / FLIGHT_FOLDER)
+    clear(job.out)
     check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
     resident = resident_bytes_now()
     groups = ProcessGroupManager(job.plan.parallel, device)
-    with flying(job.out, groups, job.plan.digest()) as log, watching(log, job.out, job.watchdog_s, job.on_hang):
-        with noting_failed_build(job.out, groups, host_name(), resident):
-            engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
+    with (
+        flying(job.out, groups, job.plan.digest()) as log,
+        watching(log, job.out, job.watchdog_s, job.on_hang),
+        FailureNote(job.out, groups, log, resident) as note,
+    ):
+        engine = build_engine(job.plan.parallel, job.model_config, groups, weight_source(job), engine_options(job))
+        note.engine = engine
         consumed = 0 if job.resume is None else _resume(job, engine, data)
         if engine.steps_done >= job.run.steps and job.resume is not None:
             done = engine.steps_done

@@ -108,7 +108,7 @@ def diagnose_hang(run: Path) -> Verdict:
         states, now_ns = taken
     else:
         states, now_ns = states_of([log.identity for log in logs]), time.time_ns()
-    return diagnose_logs(logs, states, read_failures(flight), now_ns)
+    return diagnose_logs(logs, states, read_failures(flight.parent if flight.name == FLIGHT_FOLDER else run), now_ns)
 
 
 def diagnose_logs(
