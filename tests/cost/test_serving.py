@@ -177,3 +177,15 @@ def test_the_busiest_rank_is_less_uneven_the_more_experts_it_holds(busiest: floa
     assert 1.0 <= of(experts, ep) <= min(ep, busiest)
     assert of(2 * experts, ep) <= of(experts, ep)
     assert of(experts, ep) <= of(experts, 2 * ep)
+
+
+def test_a_node_gets_a_token_once_however_many_of_its_experts_were_chosen() -> None:
+    """Over the network the messages of eight experts on two nodes are two, not eight (DeepSeek-AI 2024, 3.2.2)."""
+
+    def decode_s(top_k: int) -> float:
+        model = decoder(16, 4096, 32, 8, 8192, 32000, gated=True, moe_from=0, experts=64, top_k=top_k, expert_width=64)
+        across = serve_estimate(model, DGX_A100, ServingWorkload(64, 64), config(dp=16, ep=16), batch=64)
+        inside = serve_estimate(model, DGX_A100, ServingWorkload(64, 64), config(dp=8, ep=8), batch=64)
+        return across.tpot_s - inside.tpot_s
+
+    assert decode_s(8) < 2 * decode_s(2)

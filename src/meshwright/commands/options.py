@@ -77,8 +77,9 @@ CpVariant: TypeAlias = Annotated[
 ]  # fmt: skip
 PrecisionName: TypeAlias = Annotated[
     Precision | None,
-    typer.Option("--precision", help="Format of the matrix products.", rich_help_panel=RUN, show_default="bf16"),
-]
+    typer.Option("--precision", help="Format of the matrix products.", rich_help_panel=RUN,
+                 show_default="bf16; with --serve as the checkpoint"),
+]  # fmt: skip
 
 # The cluster.
 ClusterName: TypeAlias = Annotated[
@@ -170,7 +171,8 @@ KvFormat: TypeAlias = Annotated[
 ]  # fmt: skip
 WeightFormat: TypeAlias = Annotated[
     str | None, typer.Option("--weight-format", help="Of the products' weights alone; they are computed in 16 bits.",
-                             metavar="fp8|int8|int4", rich_help_panel=SERVING, show_default="as --precision")
+                             metavar="fp8|int8|int4|mxfp4|nvfp4", rich_help_panel=SERVING,
+                             show_default="as the checkpoint")
 ]  # fmt: skip
 PrefixHits: TypeAlias = Annotated[
     float | None, typer.Option("--prefix-hit-rate", help="Share of prompt tokens found in the cache.", metavar="0..1",

@@ -65,7 +65,7 @@ def plan(
     Axes and knobs that are given restrict the search (several values like --tp 4,8). Exit code 1: nothing fits.
     """
     from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, job_of_model
-    from meshwright.commands.serving import Requests, plan_serving, refuse_training_options
+    from meshwright.commands.serving import Requests, ServingQuestion, plan_serving, refuse_training_options
     from meshwright.planner.constraints import Constraints
 
     machine = ClusterOptions(cluster, nodes, gpus, gpus_per_node, reserved_gib)
@@ -87,7 +87,8 @@ def plan(
             "--zero": zero, "--recompute": recompute, "--schedule": schedule, "--sp": sp, "--optimizer": optimizer,
             "--flash": flash, "--dropout": dropout,
         })  # fmt: skip
-        return plan_serving(model, machine, requests, fixed, objective, top, stack, out, plot, as_json)
+        question = ServingQuestion(model, machine, requests, fixed, precision, objective, top, stack)
+        return plan_serving(question, out, plot, as_json)
     requests.refuse_without_serve()
     job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
     batch = needed("--global-batch", global_batch, 512)

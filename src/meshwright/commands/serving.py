@@ -6,7 +6,7 @@ In: what the commands parsed. Out: an exit code, after one call and one print.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshwright.commands import output
@@ -16,13 +16,17 @@ from meshwright.cost.from_plan import serving_workload_of
 from meshwright.cost.serving import ServingEstimate, serve_estimate
 from meshwright.cost.serving_stack import ServingStack, serving_stacks
 from meshwright.cost.vllm_cache import predicted_cache
-from meshwright.cost.workload import WEIGHT_FORMAT_BYTES
+from meshwright.cost.workload import WEIGHT_FORMAT_BYTES, ServingWorkload
 from meshwright.errors import InputError, suggestion
+from meshwright.hardware import Cluster
+from meshwright.layout.config import Precision
+from meshwright.models import ModelSpec
 from meshwright.plan import EstimateSummary, Plan
 from meshwright.plan import ServingWorkload as ServingSection
 from meshwright.planner.constraints import Constraints
 from meshwright.planner.objectives import Objective
 from meshwright.planner.serving import serving_search
+from meshwright.planner.serving_format import stored_format
 from meshwright.report.headings import serving_line
 from meshwright.report.serving_tables import (
     serving_document,
@@ -101,34 +105,68 @@ def load_engine(name: str | None) -> ServingStack:
     return known[key]
 
 
-def plan_serving(
-    model: str,
-    cluster: ClusterOptions,
-    requests: Requests,
-    fixed: Constraints,
-    objective: Objective,
-    top: int,
-    engine: str | None,
-    out: Path | None,
-    plot: bool,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True)
+class ServingQuestion:
+    """What a search for ways to serve is asked. `precision` None: as the checkpoint stores its weights."""
+
+    model: str
+    cluster: ClusterOptions
+    requests: Requests
+    fixed: Constraints
+    precision: Precision | None
+    objective: Objective
+    top: int
+    engine: str | None
+
+
+@dataclass(frozen=True)
+class ServingJob:
+    """The question with everything loaded and the format decided."""
+
+    model: ModelSpec
+    cluster: Cluster
+    section: ServingSection
+    workload: ServingWorkload
+    fixed: Constraints
+    stack: ServingStack
+
+    @classmethod
+    def of(cls, question: ServingQuestion) -> ServingJob:
+        stack = load_engine(question.engine)
+        section = question.requests.section(None if stack.name == DEFAULT_ENGINE else stack.name)
+        model, cluster, fixed = load_model(question.model), question.cluster.load(), question.fixed
+        if question.precision is None and section.weight_format is None:
+            stored = stored_format(model, cluster.accelerator)
+            fixed = replace(fixed, precision=stored.precision)
+            section = section.model_copy(update={"weight_format": stored.weight_format})
+        return cls(model, cluster, section, serving_workload_of(section), fixed, stack)
+
+    @property
+    def heading(self) -> str:
+        return serving_line(self.model, self.cluster, self.workload, self.section.weight_format or self.fixed.precision)
+
+
+def plan_serving(question: ServingQuestion, out: Path | None, plot: bool, as_json: bool) -> int:
     """Search the ways to serve, print them, write the best."""
-    stack = load_engine(engine)
-    section = requests.section(None if stack.name == DEFAULT_ENGINE else stack.name)
-    spec, machine, workload = load_model(model), cluster.load(), serving_workload_of(section)
-    found = serving_search(spec, machine, workload, objective, top, fixed, stack)
+    job = ServingJob.of(question)
+    spec, machine, workload, section, objective = job.model, job.cluster, job.workload, job.section, question.objective
+    found = serving_search(spec, machine, workload, objective, question.top, job.fixed, job.stack)
     if out is not None and found.best:
         best = found.best[0]
         summary = EstimateSummary(tokens_per_s_per_gpu=best.tokens_per_s_per_gpu)
         Plan.from_parts(
-            model, best.config, section, section_of(cluster, machine), objective=objective.value, estimate=summary
+            question.model,
+            best.config,
+            section,
+            section_of(question.cluster, machine),
+            objective=objective.value,
+            estimate=summary,
         ).write(out)
     if as_json:
         output.show_json(serving_document(spec, machine, workload, found))
     else:
         cache = predicted_cache(spec, machine, workload, found.best[0]) if found.best else None
-        output.show(serving_report(serving_line(spec, machine, workload), found, cache, plot))
+        output.show(serving_report(job.heading, found, cache, plot))
     return 0 if found.best else 1
 
 
@@ -141,5 +179,6 @@ def estimate_serving(plan: Plan, section: ServingSection, as_json: bool) -> int:
     if as_json:
         output.show_json(serving_estimate_document(priced, machine))
     else:
-        output.show(serving_estimate_report(serving_line(spec, machine, workload), priced, machine))
+        heading = serving_line(spec, machine, workload, section.weight_format or plan.parallel.precision)
+        output.show(serving_estimate_report(heading, priced, machine))
     return 0 if priced.fits else 1

@@ -223,7 +223,9 @@ def _communication_seconds(kind: LayerKind, x: Engine, batch: Batch) -> FloatArr
         copies = hidden * kind.mlp.top_k / c.tp
         stride = np.where(c.ep * c.expert_tp <= c.cp * c.tp, c.expert_tp, c.expert_tp * c.pp)
         spread = np.where(c.ep * c.expert_tp > c.cp * c.tp, copies, 0.0)  # within tp all ranks hold all tokens
-        seconds = seconds + 2.0 * call_seconds(Collective.ALL_TO_ALL, x.cluster, x.network, c.ep, stride, spread)
+        each = float(kind.mlp.top_k)  # a node gets a token once, however many of its experts were chosen
+        exchange = call_seconds(Collective.ALL_TO_ALL, x.cluster, x.network, c.ep, stride, spread, each)
+        seconds = seconds + 2.0 * exchange
     return seconds
 
 

@@ -52,5 +52,12 @@ class ServingWorkload:
         return self.prompt * (1.0 - self.prefix_hit_rate)
 
 
-WEIGHT_FORMAT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5 + 2.0 / 128}
-"""Per element of a product's weight: int4 has a 16-bit scale per 128 elements (GPTQ, AWQ)."""
+WEIGHT_FORMAT_BYTES = {
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5 + 2.0 / 128,
+    "mxfp4": 0.5 + 1.0 / 32,
+    "nvfp4": 0.5 + 1.0 / 16,
+}
+"""Per element of a product's weight: int4 has a 16-bit scale per 128 elements (GPTQ, AWQ), MXFP4 an 8-bit one per 32
+(OCP Microscaling v1.0), NVFP4 per 16."""

@@ -69,7 +69,9 @@ class ServingWorkload(Section):
     tpot_s: Positive | None = None
     batch: Count | None = None  # sequences in flight per replica; None: as many as fit
     stack: str | None = None
-    weight_format: Literal["fp8", "int8", "int4"] | None = None  # of products' weights; None: as precision says
+    weight_format: Literal["fp8", "int8", "int4", "mxfp4", "nvfp4"] | None = (
+        None  # of products' weights; None: as precision says
+    )
     prefix_hit_rate: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of prompt tokens found in the cache
     pass_tokens: Count | None = None  # most tokens of one forward pass (chunked prefill); None: the engine's
     max_len: Count | None = None  # longest prompt with its answer that is served; None: prompt + output

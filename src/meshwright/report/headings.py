@@ -26,10 +26,10 @@ def job_line(model: ModelSpec, cluster: Cluster, seq: int, global_batch: int) ->
     return f"{model_words(model)} on {cluster_words(cluster)}, sequences of {seq}, global batch {global_batch}"
 
 
-def serving_line(model: ModelSpec, cluster: Cluster, workload: ServingWorkload) -> str:
-    """Model, machine and the requests that are served."""
+def serving_line(model: ModelSpec, cluster: Cluster, workload: ServingWorkload, weights: str) -> str:
+    """Model, format of its `weights`, machine and the requests that are served."""
     targets = [f"first token within {seconds(workload.ttft_s)}"] if workload.ttft_s else []
     targets += [f"{seconds(workload.tpot_s)} per token"] if workload.tpot_s else []
     within = f", {' and '.join(targets)}" if targets else ""
     requests = f"prompts of {workload.prompt} and answers of {workload.output} tokens"
-    return f"{model_words(model)} served on {cluster_words(cluster)}, {requests}{within}"
+    return f"{model_words(model)} served in {weights} on {cluster_words(cluster)}, {requests}{within}"

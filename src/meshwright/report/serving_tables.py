@@ -103,12 +103,15 @@ def _rule_line(found: ServingResult) -> str:
     if thumb is None or found.gain is None:
         return "  finds no split that fits."
     config = thumb.config
+    split = f"  dp{config.dp} pp{config.pp} tp{config.tp}" + (f" ep{config.ep}" if config.ep > 1 else "")
+    reached = f"{whole(thumb.tokens_per_s_per_gpu)} tokens/s per GPU, {seconds(thumb.tpot_s)} per token"
+    if not thumb.meets_targets:  # then it is priced with one sequence: a ratio of rates would say nothing
+        late = f"first token after {seconds(thumb.ttft_s)}, {seconds(thumb.tpot_s)} per token"
+        return f"{split} misses the targets with even one sequence per replica ({late})."
     gain = f"{percent(found.gain - 1)} better" if found.gain >= 1 else f"{percent(1 - found.gain)} worse"
-    gain += "" if thumb.meets_targets else "; the rule misses the targets"
-    return (
-        f"  dp{config.dp} pp{config.pp} tp{config.tp}: {whole(thumb.tokens_per_s_per_gpu)} tokens/s per GPU, "
-        f"{seconds(thumb.tpot_s)} per token; the best above is {gain}."
-    )
+    if found.gain >= 2:
+        gain = f"{found.gain:.1f} times as good"
+    return f"{split}: {reached}; the best above is {gain}."
 
 
 def front_table(points: Sequence[ServingPoint]) -> Table:
