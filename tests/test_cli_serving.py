@@ -127,13 +127,12 @@ def test_serving_options_that_cannot_be_are_one_line(meshwright: Callable[..., A
 
 
 def test_a_checkpoint_of_eight_bits_is_planned_in_eight_bits_unless_told_otherwise(
-    meshwright: Run, tmp_path: Path
+    meshwright: Callable[..., Any], tmp_path: Path
 ) -> None:
-    words = ("plan", "deepseek-v3", "--serve", "--cluster", "h200-sxm", "--nodes", 2, "--tpot-ms", 30, "--dp", 16)
-    words = (*words, "--prompt", 1024, "--output", 256)
-    stored = meshwright(*words, "-o", tmp_path / "plan.yaml")
+    job = [word if word != "llama-3.1-70b" else "qwen3-32b-fp8" for word in JOB]
+    stored = meshwright(*job, "-o", tmp_path / "plan.yaml")
     assert stored.code == 0
     assert "served in fp8" in stored.out
     assert "precision: fp8" in (tmp_path / "plan.yaml").read_text()
-    wide = json.loads(meshwright(*words, "--precision", "bf16", "--json").out)["plans"][0]
+    wide = json.loads(meshwright(*job, "--precision", "bf16", "--json").out)["plans"][0]
     assert wide["config"]["precision"] == "bf16"
