@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from meshwright.models.blocks import Block, linear, norm, prefixed
@@ -14,13 +14,31 @@ ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "ml
 
 Key = TypeVar("Key", bound=Hashable)
 
+Kinds = tuple[tuple[LayerKind, ...], tuple[int, ...]]
+"""Distinct kinds of layer, and the index of each layer's kind."""
 
-def layer_kinds(keys: Sequence[Key], make: Callable[[Key], Block]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
+
+@dataclass(frozen=True)
+class Base:
+    """The sizes that every config states."""
+
+    hidden: int
+    layers: int
+    vocab: int
+    tied: bool
+
+
+def layer_kinds(keys: Sequence[Key], make: Callable[[Key], Block]) -> Kinds:
     """Distinct kinds in order of appearance and the pattern: `keys[i]` is what decides the shape of layer i."""
     order: dict[Key, int] = {}
     for key in keys:
         order.setdefault(key, len(order))
     return tuple(make(key).kind(_kind_name(key)) for key in order), tuple(order[key] for key in keys)
+
+
+def alike(base: Base, layer: Block) -> Kinds:
+    """Every layer of the same kind."""
+    return layer_kinds(["dense"] * base.layers, lambda _: layer)
 
 
 def _kind_name(key: object) -> str:
@@ -43,11 +61,9 @@ def head(vocab: int, hidden: int, *, bias: bool = False) -> tuple[TensorSpec, ..
 
 def decoder(
     fields: Fields,
-    kinds: tuple[tuple[LayerKind, ...], tuple[int, ...]],
+    base: Base,
+    kinds: Kinds,
     *,
-    hidden: int,
-    vocab: int,
-    tied: bool,
     embeddings: tuple[TensorSpec, ...] | None = None,
     final: tuple[TensorSpec, ...] | None = None,
     head_tensors: tuple[TensorSpec, ...] | None = None,
@@ -57,6 +73,7 @@ def decoder(
     """A ModelSpec with Llama's outer tensors unless others are given; `activation` is for configs that name none."""
     if not 0.0 <= dropout < 1.0:
         raise fields.error(f"dropout must be from 0 to below 1, got {dropout}")
+    hidden, vocab = base.hidden, base.vocab
     return ModelSpec(
         name=fields.label,
         model_type=fields.text("model_type"),
@@ -66,8 +83,8 @@ def decoder(
         pattern=kinds[1],
         embedding_tensors=embeddings or (embedding("model.embed_tokens.weight", vocab, hidden),),
         final_tensors=norm("model.norm", hidden).tensors if final is None else final,
-        head_tensors=() if tied else (head_tensors or head(vocab, hidden)),
-        tied_embeddings=tied,
+        head_tensors=() if base.tied else (head_tensors or head(vocab, hidden)),
+        tied_embeddings=base.tied,
         activation=fields.text(*ACTIVATION_KEYS, default=activation),
         dropout=dropout,
         max_positions=fields.positions(),

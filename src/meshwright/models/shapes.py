@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from meshwright.errors import InputError, is_number
-from meshwright.models.assemble import decoder, embedding, layer_kinds, with_mtp
+from meshwright.models.assemble import Base, decoder, embedding, layer_kinds, with_mtp
 from meshwright.models.blocks import (
     Block,
     ExpertSizes,
@@ -67,10 +67,8 @@ def from_shape(shape: Mapping[str, object]) -> ModelSpec:
         tables.append(embedding("model.embed_positions.weight", LEARNED_POSITIONS, hidden, split=False))
     spec = decoder(
         fields,
+        Base(hidden, layers, vocab, tied),
         layer_kinds(keys, layer),
-        hidden=hidden,
-        vocab=vocab,
-        tied=tied,
         embeddings=tuple(tables),
         final=norm("model.norm", hidden, biased).tensors,
         activation="silu" if gated else "gelu",

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from meshwright.models.assemble import Base
 from meshwright.models.blocks import Heads
 from meshwright.models.fields import Fields, shown
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
-
-
-@dataclass(frozen=True)
-class Base:
-    """The sizes that every config states."""
-
-    hidden: int
-    layers: int
-    vocab: int
-    tied: bool
 
 
 def base(fields: Fields, *, tied: bool = False) -> Base:
@@ -44,6 +33,15 @@ def heads(fields: Fields, hidden: int, *, head_dim: int | None = None, kv_heads:
     if count % kv:
         raise fields.error(f"num_attention_heads {count} is not a multiple of num_key_value_heads {kv}")
     return Heads(count, kv, dim)
+
+
+def full_heads(fields: Fields, hidden: int, *keys: str) -> Heads:
+    """As many KV heads as heads, the count under the first of `keys` that the config has (multi-head attention)."""
+    count = fields.size(*keys)
+    if hidden % count:
+        key = next(k for k in keys if k in fields.values)
+        raise fields.error(f"hidden size {hidden} is not a multiple of {key} {count}")
+    return Heads(count, count, hidden // count)
 
 
 def attention_types(fields: Fields, layers: int, *, every: int | None = None) -> list[str]:

@@ -109,5 +109,5 @@ def deepseek_v4(fields: Fields) -> ModelSpec:
     )
     names = {ratio: name for name, ratio in RATIOS.items()}
     kinds = layer_kinds([names[r] for r in compress_ratios(fields, b.layers)], layer)
-    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, final=final)
+    spec = decoder(fields, b, kinds, final=final)
     return with_mtp(replace(spec, residual_streams=streams), mtp_depth(fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from meshwright.models.assemble import decoder, embedding, layer_kinds
+from meshwright.models.assemble import alike, decoder, embedding, layer_kinds
 from meshwright.models.blocks import (
     Block,
     Heads,
@@ -39,8 +39,7 @@ def gemma(fields: Fields) -> ModelSpec:
     sizes = heads(fields, b.hidden, head_dim=256)
     layer = gqa(b.hidden, sizes, qkv_bias=bias, output_bias=bias)
     layer += gated_mlp(b.hidden, fields.size("intermediate_size")) + two_norms(b.hidden)
-    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=GELU)
+    return decoder(fields, b, alike(b, layer), activation=GELU)
 
 
 def gemma2(fields: Fields) -> ModelSpec:
@@ -67,7 +66,7 @@ def _sliding_gemma(fields: Fields, *, every: int, qk_norm: bool) -> ModelSpec:
         return block + gated_mlp(b.hidden, fields.size("intermediate_size")) + four_norms(b.hidden)
 
     kinds = layer_kinds(attention_types(fields, b.layers, every=every), layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied, activation=GELU)
+    return decoder(fields, b, kinds, activation=GELU)
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,8 @@ def gemma4(fields: Fields) -> ModelSpec:
         embeddings += norm("model.per_layer_projection_norm", per_layer).tensors
     return decoder(
         fields,
+        b,
         kinds,
-        hidden=b.hidden,
-        vocab=b.vocab,
-        tied=b.tied,
         embeddings=tuple(embeddings),
         activation=GELU,
     )

@@ -5,9 +5,11 @@ GPT-2 (and GPT-3, which has its form: Brown et al. 2020, table 2.1), OPT, BLOOM,
 
 from __future__ import annotations
 
-from meshwright.models.assemble import decoder, embedding, head, layer_kinds
-from meshwright.models.blocks import Block, Heads, fused_qkv, gqa, linear, norm, plain_mlp
-from meshwright.models.families.common import base, heads
+from dataclasses import replace
+
+from meshwright.models.assemble import alike, decoder, embedding, head
+from meshwright.models.blocks import Block, fused_qkv, gqa, linear, norm, plain_mlp
+from meshwright.models.families.common import base, full_heads, heads
 from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec, Part, TensorSpec
 
@@ -23,21 +25,16 @@ def gpt2(fields: Fields) -> ModelSpec:
     """Fused q, k, v as a Conv1D (weights stored [in, out]); learned positions; head tied to the embedding."""
     b = base(fields, tied=True)
     h = b.hidden
-    count = fields.size("n_head", "num_attention_heads")
-    if h % count:
-        raise fields.error(f"n_embd {h} is not a multiple of n_head {count}")
-    sizes = Heads(count, count, h // count)
+    sizes = full_heads(fields, h, "n_head", "num_attention_heads")
     width = fields.size("n_inner", "intermediate_size", default=4 * h)
     layer = fused_qkv("attn.c_attn", h, sizes, bias=True, transposed=True)
-    layer += linear("attn.c_proj", h, h, "row", Part.ATTENTION, count, bias=True, transposed=True)
+    layer += linear("attn.c_proj", h, h, "row", Part.ATTENTION, sizes.heads, bias=True, transposed=True)
     layer += plain_mlp(h, width, ("mlp.c_fc", "mlp.c_proj"), transposed=True) + layer_norms(h, "ln_1", "ln_2")
     positions = fields.size("n_positions", "n_ctx", "max_position_embeddings", default=1024)
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(
             embedding("transformer.wte.weight", b.vocab, h),
             embedding("transformer.wpe.weight", positions, h, split=False),
@@ -53,11 +50,9 @@ def opt(fields: Fields) -> ModelSpec:
     after the blocks."""
     b = base(fields, tied=True)
     h, bias = b.hidden, fields.flag("enable_bias", default=True)
-    count = fields.size("num_attention_heads")
-    if h % count:
-        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
+    sizes = full_heads(fields, h, "num_attention_heads")
     affine = fields.flag("layer_norm_elementwise_affine", default=True)
-    layer = gqa(h, Heads(count, count, h // count), output="out_proj", qkv_bias=bias, output_bias=bias)
+    layer = gqa(h, sizes, output="out_proj", qkv_bias=bias, output_bias=bias)
     layer += plain_mlp(h, fields.size("ffn_dim"), ("fc1", "fc2"), bias=bias)
     if affine:
         layer += layer_norms(h, "self_attn_layer_norm", "final_layer_norm")
@@ -76,10 +71,8 @@ def opt(fields: Fields) -> ModelSpec:
         final.extend(norm(f"{prefix}final_layer_norm", h, affine).tensors if affine else ())
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=tuple(embeddings),
         final=tuple(final),
         head_tensors=head(b.vocab, inner),
@@ -92,19 +85,15 @@ def bloom(fields: Fields) -> ModelSpec:
     """ALiBi positions (none learned), a norm on the embedding, fused q, k, v per head."""
     b = base(fields, tied=True)
     h = b.hidden
-    count = fields.size("n_head", "num_attention_heads")
-    if h % count:
-        raise fields.error(f"hidden_size {h} is not a multiple of n_head {count}")
+    sizes = full_heads(fields, h, "n_head", "num_attention_heads")
     layer = layer_norms(h, "input_layernorm", "post_attention_layernorm")
-    layer += fused_qkv("self_attention.query_key_value", h, Heads(count, count, h // count), bias=True)
-    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, count, bias=True)
+    layer += fused_qkv("self_attention.query_key_value", h, sizes, bias=True)
+    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, sizes.heads, bias=True)
     layer += plain_mlp(h, 4 * h, ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"))
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(
             embedding("transformer.word_embeddings.weight", b.vocab, h),
             *norm("transformer.word_embeddings_layernorm", h, True).tensors,
@@ -119,19 +108,15 @@ def gpt_neox(fields: Fields) -> ModelSpec:
     """Rotary positions, parallel residual, fused q, k, v per head, untied head."""
     b = base(fields)
     h, bias = b.hidden, fields.flag("attention_bias", default=True)
-    count = fields.size("num_attention_heads")
-    if h % count:
-        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
+    sizes = full_heads(fields, h, "num_attention_heads")
     layer = layer_norms(h, "input_layernorm", "post_attention_layernorm")
-    layer += fused_qkv("attention.query_key_value", h, Heads(count, count, h // count), bias=bias)
-    layer += linear("attention.dense", h, h, "row", Part.ATTENTION, count, bias=bias)
+    layer += fused_qkv("attention.query_key_value", h, sizes, bias=bias)
+    layer += linear("attention.dense", h, h, "row", Part.ATTENTION, sizes.heads, bias=bias)
     layer += plain_mlp(h, fields.size("intermediate_size"), ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"))
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(embedding("gpt_neox.embed_in.weight", b.vocab, h),),
         final=norm("gpt_neox.final_layer_norm", h, True).tensors,
         activation="gelu",
@@ -143,18 +128,14 @@ def gptj(fields: Fields) -> ModelSpec:
     """One norm feeds attention and MLP in parallel; no attention bias; the head has a bias."""
     b = base(fields)
     h = b.hidden
-    count = fields.size("n_head", "num_attention_heads")
-    if h % count:
-        raise fields.error(f"n_embd {h} is not a multiple of n_head {count}")
+    sizes = full_heads(fields, h, "n_head", "num_attention_heads")
     layer = layer_norms(h, "ln_1")
-    layer += gqa(h, Heads(count, count, h // count), prefix="attn.", output="out_proj")
+    layer += gqa(h, sizes, prefix="attn.", output="out_proj")
     layer += plain_mlp(h, fields.size("n_inner", default=4 * h), ("mlp.fc_in", "mlp.fc_out"))
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(embedding("transformer.wte.weight", b.vocab, h),),
         final=norm("transformer.ln_f", h, True).tensors,
         head_tensors=head(b.vocab, h, bias=True),
@@ -167,27 +148,23 @@ def falcon(fields: Fields) -> ModelSpec:
     """Falcon 7B (one KV head), 40B and 180B (`new_decoder_architecture`: grouped KV heads and two norms)."""
     b = base(fields, tied=True)
     h, bias, new = b.hidden, fields.flag("bias"), fields.flag("new_decoder_architecture")
-    count = fields.size("num_attention_heads", "n_head")
-    if h % count:
-        raise fields.error(f"hidden_size {h} is not a multiple of num_attention_heads {count}")
-    old_kv = 1 if fields.flag("multi_query", default=True) else count
-    kv = fields.size("num_kv_heads", default=count) if new else old_kv
+    sizes = full_heads(fields, h, "num_attention_heads", "n_head")
+    old_kv = 1 if fields.flag("multi_query", default=True) else sizes.heads
+    kv = fields.size("num_kv_heads", default=sizes.heads) if new else old_kv
     parallel = fields.flag("parallel_attn", default=True)
     norms = fields.size("num_ln_in_parallel_attn", default=2 if new else 1)
     names = ("ln_attn", "ln_mlp") if new and norms == 2 else ("input_layernorm",)
     layer = layer_norms(h, *names)
     if not parallel:
         layer += layer_norms(h, "post_attention_layernorm")
-    layer += fused_qkv("self_attention.query_key_value", h, Heads(count, kv, h // count), bias=bias)
-    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, count, bias=bias)
+    layer += fused_qkv("self_attention.query_key_value", h, replace(sizes, kv_heads=kv), bias=bias)
+    layer += linear("self_attention.dense", h, h, "row", Part.ATTENTION, sizes.heads, bias=bias)
     width = fields.size("ffn_hidden_size", default=4 * h)
     layer += plain_mlp(h, width, ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), bias=bias)
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(embedding("transformer.word_embeddings.weight", b.vocab, h),),
         final=norm("transformer.ln_f", h, True).tensors,
         activation="gelu",
@@ -199,22 +176,18 @@ def mpt(fields: Fields) -> ModelSpec:
     """MPT: no biases, ALiBi, fused q, k, v, tied head."""
     b = base(fields, tied=True)
     h = b.hidden
-    count = fields.size("n_heads")
-    if h % count:
-        raise fields.error(f"d_model {h} is not a multiple of n_heads {count}")
+    sizes = full_heads(fields, h, "n_heads")
     if fields.size("expansion_ratio", default=4) != 4:
         raise fields.error("expansion_ratio other than 4 is not read (transformers' MPT has none other)")
     width = 4 * h
     layer = layer_norms(h, "norm_1", "norm_2", bias=False)
-    layer += fused_qkv("attn.Wqkv", h, Heads(count, count, h // count))
-    layer += linear("attn.out_proj", h, h, "row", Part.ATTENTION, count)
+    layer += fused_qkv("attn.Wqkv", h, sizes)
+    layer += linear("attn.out_proj", h, h, "row", Part.ATTENTION, sizes.heads)
     layer += plain_mlp(h, width, ("ffn.up_proj", "ffn.down_proj"), bias=False)
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         embeddings=(embedding("transformer.wte.weight", b.vocab, h),),
         final=norm("transformer.norm_f", h).tensors,
         activation="gelu",
@@ -233,10 +206,8 @@ def nemotron(fields: Fields) -> ModelSpec:
     layer += layer_norms(h, "input_layernorm", "post_attention_layernorm")
     return decoder(
         fields,
-        layer_kinds(["dense"] * b.layers, lambda _: layer),
-        hidden=h,
-        vocab=b.vocab,
-        tied=b.tied,
+        b,
+        alike(b, layer),
         final=norm("model.norm", h, True).tensors,
         activation="relu2",
     )

@@ -116,7 +116,7 @@ def _qwen_hybrid(fields: Fields, *, fused: bool) -> ModelSpec:
         return with_shared_expert(block, *qwen_shared_expert(fields, b.hidden))
 
     keys = [(kind, "moe" if has_experts and i not in dense else "dense") for i, kind in enumerate(types)]
-    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, layer_kinds(keys, layer))
     return with_mtp(spec, mtp_depth(fields, "mtp_num_hidden_layers"), layer((FULL, keys[-1][1])).kind("mtp"))
 
 
@@ -210,10 +210,8 @@ def nemotron_h(fields: Fields) -> ModelSpec:
 
     spec = decoder(
         fields,
+        b,
         layer_kinds(names, layer),
-        hidden=b.hidden,
-        vocab=b.vocab,
-        tied=b.tied,
         embeddings=(embedding("model.embeddings.weight", b.vocab, b.hidden),),
         final=norm("model.norm_f", b.hidden).tensors,
         activation="relu2",
@@ -316,10 +314,8 @@ def kimi_linear(fields: Fields) -> ModelSpec:
         final += attention_residual(b.hidden, "model.output_attn_res")
     spec = decoder(
         fields,
+        b,
         layer_kinds(keys, layer),
-        hidden=b.hidden,
-        vocab=b.vocab,
-        tied=b.tied,
         final=final.tensors,
     )
     return with_mtp(spec, mtp_depth(fields))

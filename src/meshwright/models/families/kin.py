@@ -182,10 +182,8 @@ def kin(traits: Traits) -> Callable[[Fields], ModelSpec]:
 
         return decoder(
             fields,
+            b,
             layer_kinds(_attention_types(fields, traits, b.layers), layer),
-            hidden=b.hidden,
-            vocab=b.vocab,
-            tied=b.tied,
             final=norm(traits.final_norm, b.hidden, traits.norm_bias).tensors,
             head_tensors=head(b.vocab, b.hidden, bias=traits.head_bias.read(fields)),
         )

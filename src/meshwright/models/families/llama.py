@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from meshwright.models.assemble import decoder, layer_kinds
+from meshwright.models.assemble import alike, decoder, layer_kinds
 from meshwright.models.blocks import Block, Heads, fused_qkv, gated_mlp, gqa, linear, norm
 from meshwright.models.families.common import FULL, SLIDING, attention_types, base, heads, window_of
 from meshwright.models.fields import Fields
@@ -31,8 +31,7 @@ def llama(fields: Fields) -> ModelSpec:
     width = fields.size("intermediate_size")
     layer = gqa(b.hidden, sizes, qkv_bias=bias, output_bias=bias)
     layer += gated_mlp(b.hidden, width, bias=fields.flag("mlp_bias")) + two_norms(b.hidden)
-    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, alike(b, layer))
 
 
 def mistral(fields: Fields) -> ModelSpec:
@@ -42,8 +41,7 @@ def mistral(fields: Fields) -> ModelSpec:
     window = fields.whole("sliding_window", most=10**9)
     layer = gqa(b.hidden, sizes, window=window)
     layer += gated_mlp(b.hidden, fields.size("intermediate_size")) + two_norms(b.hidden)
-    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, alike(b, layer))
 
 
 def qwen_attention_types(fields: Fields, layers: int) -> list[str]:
@@ -63,7 +61,7 @@ def qwen2(fields: Fields) -> ModelSpec:
         return attention + gated_mlp(b.hidden, fields.size("intermediate_size")) + two_norms(b.hidden)
 
     kinds = layer_kinds(qwen_attention_types(fields, b.layers), layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, kinds)
 
 
 def qwen3(fields: Fields) -> ModelSpec:
@@ -76,7 +74,7 @@ def qwen3(fields: Fields) -> ModelSpec:
         return attention + head_norms(sizes) + mlp + two_norms(b.hidden)
 
     kinds = layer_kinds(qwen_attention_types(fields, b.layers), layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, kinds)
 
 
 def phi3(fields: Fields) -> ModelSpec:
@@ -89,8 +87,7 @@ def phi3(fields: Fields) -> ModelSpec:
     output = linear("self_attn.o_proj", sizes.heads * sizes.head_dim, b.hidden, "row", Part.ATTENTION, sizes.heads)
     mlp = gated_mlp(b.hidden, fields.size("intermediate_size"), fused=True)
     layer = attention + output + mlp + two_norms(b.hidden)
-    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, alike(b, layer))
 
 
 def glm4(fields: Fields) -> ModelSpec:
@@ -100,5 +97,4 @@ def glm4(fields: Fields) -> ModelSpec:
     layer = gqa(b.hidden, sizes, qkv_bias=bias) + gated_mlp(b.hidden, fields.size("intermediate_size"), fused=True)
     layer += two_norms(b.hidden)
     layer += norm("post_self_attn_layernorm", b.hidden) + norm("post_mlp_layernorm", b.hidden)
-    kinds = layer_kinds(["dense"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, alike(b, layer))

@@ -37,7 +37,7 @@ def deepseek(fields: Fields) -> ModelSpec:
 
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=0, least=0))
     kinds = layer_kinds(["moe" if s else "dense" for s in sparse], layer)
-    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, kinds)
     return with_mtp(spec, mtp_depth(fields))
 
 
@@ -81,5 +81,5 @@ def glm_moe_dsa(fields: Fields) -> ModelSpec:
 
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=3, least=0))
     keys = list(zip(types, ["moe" if s else "dense" for s in sparse], strict=True))
-    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, layer_kinds(keys, layer))
     return with_mtp(spec, mtp_depth(fields))

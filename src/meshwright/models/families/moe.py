@@ -55,7 +55,7 @@ def mixtral(fields: Fields) -> ModelSpec:
     layer = gqa(b.hidden, sizes, window=window) + router("mlp.gate", b.hidden, experts.experts)
     layer += routed_experts(b.hidden, experts) + two_norms(b.hidden)
     kinds = layer_kinds(["moe"] * b.layers, lambda _: layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, kinds)
 
 
 def qwen_sparse(fields: Fields, layers: int) -> list[bool]:
@@ -86,7 +86,7 @@ def qwen2_moe(fields: Fields) -> ModelSpec:
 
     sparse = ["moe" if s else "dense" for s in qwen_sparse(fields, b.layers)]
     keys = list(zip(qwen_attention_types(fields, b.layers), sparse, strict=True))
-    return decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, layer_kinds(keys, layer))
 
 
 def qwen3_moe(fields: Fields) -> ModelSpec:
@@ -102,7 +102,7 @@ def qwen3_moe(fields: Fields) -> ModelSpec:
         return block + router("mlp.gate", b.hidden, experts.experts) + routed_experts(b.hidden, experts)
 
     keys = ["moe" if s else "dense" for s in qwen_sparse(fields, b.layers)]
-    return decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, layer_kinds(keys, layer))
 
 
 def gpt_oss(fields: Fields) -> ModelSpec:
@@ -117,7 +117,7 @@ def gpt_oss(fields: Fields) -> ModelSpec:
         return block + routed_experts(b.hidden, experts, transposed=True, bias=True) + two_norms(b.hidden)
 
     kinds = layer_kinds(attention_types(fields, b.layers, every=2), layer)
-    return decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, kinds)
 
 
 def deepseek_moe_block(fields: Fields, hidden: int, experts: ExpertSizes) -> Block:
@@ -145,7 +145,7 @@ def glm4_moe(fields: Fields) -> ModelSpec:
 
     sparse = dense_or_expert(fields, b.layers, fields.size("first_k_dense_replace", default=1, least=0))
     kinds = layer_kinds(["moe" if s else "dense" for s in sparse], layer)
-    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, kinds)
     return with_mtp(spec, mtp_depth(fields))
 
 
@@ -158,7 +158,7 @@ def minimax_m2(fields: Fields) -> ModelSpec:
         block += norm(f"self_attn.{name}", count * sizes.head_dim, over_hidden=False, units=count)
     block += router("mlp.gate", b.hidden, experts.experts) + routed_experts(b.hidden, experts) + two_norms(b.hidden)
     kinds = layer_kinds(["moe"] * b.layers, lambda _: block)
-    spec = decoder(fields, kinds, hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, kinds)
     return with_mtp(spec, mtp_depth(fields, "num_mtp_modules") if fields.flag("use_mtp") else 0)
 
 
@@ -188,7 +188,7 @@ def minimax_m3(fields: Fields) -> ModelSpec:
 
     moe = ["moe" if s else "dense" for s in dense_or_expert(fields, b.layers, 0)]
     keys = list(zip(["sparse" if f else FULL for f in flags], moe, strict=True))
-    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, layer_kinds(keys, layer))
     return with_mtp(spec, mtp_depth(fields))
 
 
@@ -233,7 +233,7 @@ def step3p7(fields: Fields) -> ModelSpec:
 
     moe = ["moe" if s else "dense" for s in dense_or_expert(fields, b.layers, 3)]
     keys = list(zip(attention_types(fields, b.layers), moe, strict=True))
-    spec = decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    spec = decoder(fields, b, layer_kinds(keys, layer))
     return with_mtp(spec, mtp_depth(fields))
 
 
@@ -264,7 +264,7 @@ def llama4(fields: Fields) -> ModelSpec:
         return with_shared_expert(block, shared, experts.width)
 
     keys = [("chunked" if no_rope[i] else FULL, "moe" if i in sparse else "dense") for i in range(b.layers)]
-    return decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, layer_kinds(keys, layer))
 
 
 def mimo_v2(fields: Fields) -> ModelSpec:
@@ -293,4 +293,4 @@ def mimo_v2(fields: Fields) -> ModelSpec:
 
     sparse = ["moe" if s else "dense" for s in dense_or_expert(fields, b.layers, 1)]
     keys = list(zip(types, sparse, strict=True))
-    return decoder(fields, layer_kinds(keys, layer), hidden=b.hidden, vocab=b.vocab, tied=b.tied)
+    return decoder(fields, b, layer_kinds(keys, layer))
