@@ -5,6 +5,8 @@ In: a `DryJob` and a rank. Out: a `RankTrace`. Both ways run the runtime's own e
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from meshwright.dryrun.compare import Coordinate
 from meshwright.dryrun.trace import Event, StatingRecorder, Tracer
 from meshwright.dryrun.tracker import MemoryTrace, MemoryTracker
+from meshwright.dryrun.watch import WatchedOperations, Watcher
 from meshwright.dryrun.world import batch_of, fake_engine, fake_tensors, fake_world
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import rank_layout
@@ -58,9 +61,9 @@ def coordinate_of(config: HybridParallelConfig, rank: int) -> Coordinate:
 def trace_rank(job: DryJob, rank: int) -> RankTrace:
     """A step of any rank of the job, without hardware."""
     began, recorder = perf_counter(), StatingRecorder()
-    with fake_world(rank, job.config.world_size), fake_tensors():
+    with fake_world(rank, job.config.world_size), fake_tensors() as mode:
         engine = fake_engine(job.config, job.model_config, recorder, job.options)
-        return _traced(job, rank, engine, recorder, began)
+        return _traced(job, rank, engine, recorder, mode.watched_by, began)
 
 
 def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
@@ -69,10 +72,17 @@ def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
     groups = ProcessGroupManager(job.config, device, recorder)
     source = SeededWeights(job.model_config, family_of(job.model_config), seed)
     engine = build_engine(job.config, job.model_config, groups, source, job.options)
-    return _traced(job, dist.get_rank(), engine, recorder, began)
+    return _traced(job, dist.get_rank(), engine, recorder, WatchedOperations, began)
 
 
-def _traced(job: DryJob, rank: int, engine: Engine, recorder: StatingRecorder, began: float) -> RankTrace:
+def _traced(
+    job: DryJob,
+    rank: int,
+    engine: Engine,
+    recorder: StatingRecorder,
+    watched_by: Callable[[Sequence[Watcher]], AbstractContextManager[object]],
+    began: float,
+) -> RankTrace:
     engine.optimizer.create_state()  # as in every step but the first
     tokens = batch_of(job.config, job.seq)
     tracer, tracker = Tracer(recorder), MemoryTracker(engine)
@@ -82,7 +92,7 @@ def _traced(job: DryJob, rank: int, engine: Engine, recorder: StatingRecorder, b
         tracker.at(step)
 
     engine.executor.observe = observe
-    with tracer, tracker.watching():
+    with tracker.watching(), watched_by((tracer, tracker)):
         engine.step(tokens, tokens)
     at = coordinate_of(job.config, rank)
     return RankTrace(rank, at, tracer.finish(), tracker.result(), perf_counter() - began)

@@ -6,14 +6,13 @@ not stated, or issued with another size or group than stated is an error of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from meshwright.ledger import Collective, Phase, TrafficEntry
 from meshwright.runtime.recorder import Recorder
@@ -92,11 +91,10 @@ class StatingRecorder(Recorder):
         self.stated.append(Stated(axis, collective, self.phase, what, group_size, call_bytes))
 
 
-class Tracer(TorchDispatchMode):
-    """Collects the events of everything that runs inside. Give `at` to the executor as its observer."""
+class Tracer:
+    """Collects the events of everything that it watches (watch.py). Give `at` to the executor as its observer."""
 
     def __init__(self, recorder: StatingRecorder) -> None:
-        super().__init__()
         self.events: list[Event] = []
         self._recorder = recorder
         self._members: dict[str, tuple[int, ...]] = {}
@@ -116,12 +114,10 @@ class Tracer(TorchDispatchMode):
             raise TraceError(f"{missing.collective} of {missing.what} on {missing.axis} was stated but never issued")
         return tuple(self.events)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            self._see(func, args)
-        return func(*args, **(kwargs or {}))
+    def made(self, tensor: Tensor) -> None:
+        """Tensors are none of its business."""
 
-    def _see(self, func: Any, args: Any) -> None:
+    def issued(self, func: Any, args: Sequence[Any]) -> None:
         name = func._schema.name.partition("::")[2]
         collective = COLLECTIVES.get(name)
         if collective is None or func.namespace != "c10d":

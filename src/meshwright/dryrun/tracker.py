@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from meshwright.dryrun.trace import BEFORE
 from meshwright.ledger import MemoryKind
@@ -69,11 +67,10 @@ class _Storage:
     reference: Any = field(repr=False, default=None)
 
 
-class MemoryTracker(TorchDispatchMode):
-    """Watches one engine. Enter it around a step, with `at` told what the executor does."""
+class MemoryTracker:
+    """Watches one engine (watch.py) through a step, with `at` told what the executor does."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__()
         self._engine = engine
         self._alive: dict[int, _Storage] = {}
         self._bytes = dict.fromkeys(MemoryKind, 0)
@@ -106,7 +103,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """The tracker, with hooks on modules and on storages that change their size (FSDP2 frees weights so)."""
+        """Hooks on modules and on storages that change their size (FSDP2 frees weights so)."""
         pre = nn.modules.module.register_module_forward_pre_hook(self._enter_module)
         post = nn.modules.module.register_module_forward_hook(self._leave_module, always_call=True)
         resize = torch.UntypedStorage.resize_
@@ -118,19 +115,17 @@ class MemoryTracker(TorchDispatchMode):
 
         torch.UntypedStorage.resize_ = resized  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            with self:
-                yield
+            yield
         finally:
             torch.UntypedStorage.resize_ = resize
             pre.remove()
             post.remove()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf, MemoryKind.TEMPORARIES)
-        return result
+    def issued(self, func: Any, args: Sequence[Any]) -> None:
+        """Collectives are none of its business."""
+
+    def made(self, tensor: Tensor) -> None:
+        self._add(tensor, MemoryKind.TEMPORARIES)
 
     def _register_state(self) -> None:
         """What the engine holds before a step. Under ZeRO-3 the fp32 shard is parameter and master weight in one; where

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from meshwright.dryrun.shapes import ShapeMode
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.runtime.engine import Engine, EngineOptions, build_engine
 from meshwright.runtime.launch import Device
@@ -39,16 +39,6 @@ def fake_world(rank: int, world_size: int) -> Iterator[Device]:
         dist.destroy_process_group()
 
 
-class StatedNumbers(TorchDispatchMode):
-    """Answers 1 where the program asks a tensor for its number (loss, token count, gradient norm): fake tensors have
-    none. No collective of a step depends on them."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0 if args[0].is_floating_point() else 1
-        return func(*args, **(kwargs or {}))
-
-
 class FakeWeights:
     """A weight source of the right shapes, without values."""
 
@@ -57,10 +47,10 @@ class FakeWeights:
 
 
 @contextmanager
-def fake_tensors() -> Iterator[FakeTensorMode]:
+def fake_tensors() -> Iterator[ShapeMode]:
     """Everything inside is computed on shapes alone."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), mode, StatedNumbers():
+    mode = ShapeMode()
+    with warnings.catch_warnings(), mode:
         # FSDP2 re-wraps fake tensors in autograd functions that say so at every layer
         warnings.filterwarnings("ignore", message=".*_wrap_tensor_autograd.*")
         yield mode
