@@ -136,3 +136,45 @@ def test_a_checkpoint_of_eight_bits_is_planned_in_eight_bits_unless_told_otherwi
     assert "precision: fp8" in (tmp_path / "plan.yaml").read_text()
     wide = json.loads(meshwright(*job, "--precision", "bf16", "--json").out)["plans"][0]
     assert wide["config"]["precision"] == "bf16"
+
+
+def test_two_pools_are_planned_beside_one_and_written_as_two_plans(
+    meshwright: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = meshwright(*JOB, "--disaggregated", "--tpot-ms", "30", "-o", tmp_path / "plan.yaml")
+    assert (done.code, done.err) == (0, "")
+    for words in ("Best pairs of pools", "of cache per prompt", "of transfer", "Two pools or one", "times as good"):
+        assert words in done.out
+    for pool, role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
+        plan = tmp_path / f"plan.{pool}.yaml"
+        exported = meshwright("export", plan, "--to", "vllm")
+        assert exported.code == 0
+        assert role in exported.out
+        assert "no pool has been started" in exported.err
+        assert meshwright("estimate", plan).code == 2
+
+
+def test_the_document_of_two_pools_says_what_a_prompt_moves(meshwright: Callable[..., Any]) -> None:
+    words = (*JOB, "--disaggregated", "--tpot-ms", "30", "--top", "1", "--json")
+    whole, parts = (json.loads(meshwright(*words, "--kv-transfer", kind).out) for kind in ("at-end", "by-layer"))
+    moved, hidden = whole["plans"][0]["transfer"], parts["plans"][0]["transfer"]
+    assert moved["bytes_per_request"] == 1024 * 2 * 8 * 128 * 2 * 80
+    assert moved["exposed_s"] == moved["transfer_s"] > hidden["exposed_s"]
+    assert whole["gain_over_aggregated"] > 1
+    assert whole["aggregated"]["meets_targets"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--disaggregated", "--objective", "latency"),
+        ("--disaggregated", "--dp", "2"),
+        ("--disaggregated", "--kv-transfer", "never"),
+        ("--kv-transfer", "at-end"),
+        ("--disaggregated", "--plot"),
+    ],
+)
+def test_what_two_pools_do_not_take_is_one_line(meshwright: Callable[..., Any], words: tuple[str, ...]) -> None:
+    done = meshwright(*JOB, *words)
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -103,6 +104,45 @@ def test_engines_are_those_of_the_vllm_order(tp: int, dp: int, ep: int):
         sizes = rank_layout(config, "vllm").dense.sizes
         assert (sizes["external_dp"], sizes["dp"]) == (engines, within)
     assert engines * within == dp
+
+
+@pytest.mark.parametrize(("pool", "role"), [("prefill", "kv_producer"), ("decode", "kv_consumer")])
+def test_a_pool_names_its_connector_and_role_and_keeps_to_its_devices_and_ports(pool: str, role: str):
+    section = {"pool": pool, "kv_connector": "NixlConnector"}
+    launch = vllm_launch(plan(tp=2, dp=2, section=section), VllmOptions(node_gpus=8))
+    assert (launch.engines, [p.node for p in launch.processes]) == (2, [0, 0])
+    for engine, process in enumerate(launch.processes):
+        told = json.loads(str(process.arguments["kv_transfer_config"]))
+        assert told == {"kv_connector": "NixlConnector", "kv_role": role}
+        assert process.environment["CUDA_VISIBLE_DEVICES"] == ("0,1", "2,3")[engine]
+        assert process.shell().startswith("CUDA_VISIBLE_DEVICES=")
+    ports = {(p.arguments["port"], p.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in launch.processes}
+    assert len(ports) == 2
+    with pytest.raises(InputError, match="no pool"):
+        vllm_launch(plan(tp=2, section=section)).keywords()
+
+
+def test_pools_of_one_node_share_no_port():
+    def ports(pool: str) -> set[object]:
+        processes = vllm_launch(plan(tp=2, dp=2, section={"pool": pool})).processes
+        channels = {p.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] for p in processes}
+        return {p.arguments["port"] for p in processes} | channels
+
+    assert not ports("prefill") & ports("decode")
+
+
+@pytest.mark.parametrize(
+    ("pool", "connector", "words"),
+    [
+        ("decode", "NixlPushConnector", "one stage only"),
+        ("prefill", "NixlConnector", "reads from engines of one stage"),
+    ],
+)
+def test_pools_that_vllms_connectors_refuse_are_refused(pool: str, connector: str, words: str):
+    with pytest.raises(InputError, match=words):
+        vllm_launch(plan(tp=2, pp=2, section={"pool": pool, "kv_connector": connector}))
+    pushed = vllm_launch(plan(tp=2, pp=2, section={"pool": "prefill", "kv_connector": "NixlPushConnector"}))
+    assert len(pushed.processes) == 1
 
 
 @pytest.mark.parametrize(

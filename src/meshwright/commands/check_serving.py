@@ -164,7 +164,7 @@ def _load_document(report: LoadReport, plan: Plan) -> dict[str, Any]:
 
 def _predicted(plan: Plan) -> dict[str, float] | None:
     """The cost model's figures for the plan's cluster, if it names one."""
-    if plan.cluster is None or not isinstance(plan.workload, ServingWorkload):
+    if plan.cluster is None or not isinstance(plan.workload, ServingWorkload) or plan.workload.pool:
         return None
     from meshwright.cost.from_plan import serving_workload_of
     from meshwright.cost.serving import serve_estimate

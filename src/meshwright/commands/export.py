@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -41,7 +40,9 @@ def export(plan: PlanFile, to: Where, out: Out = None, as_json: Json = False) ->
     from meshwright.plan import Plan
 
     read = Plan.read(plan)
-    made = Exported(vllm_script(read)) if to is To.VLLM else exported(read, Target(to.value), str(plan))
+    made = (
+        Exported(vllm_script(read), vllm_notes(read)) if to is To.VLLM else exported(read, Target(to.value), str(plan))
+    )
     if out is not None:
         write_named(out, made.text, "exported.txt")
     if as_json:
@@ -59,5 +60,12 @@ def vllm_script(plan: Plan) -> str:
 
     node_gpus = plan.load_cluster().gpus_per_node if plan.cluster is not None else None
     launch = vllm_launch(plan, VllmOptions(node_gpus=node_gpus))
-    lines = [f"# node {p.node}, engine {p.engine}\n{shlex.join(p.command())}" for p in launch.processes]
+    lines = [f"# node {p.node}, engine {p.engine}\n{p.shell()}" for p in launch.processes]
     return "\n".join(lines) + "\n"
+
+
+def vllm_notes(plan: Plan) -> tuple[str, ...]:
+    """What the commands do not say."""
+    from meshwright.serving.pools import NOTE
+
+    return (NOTE,) if getattr(plan.workload, "pool", None) else ()

@@ -119,6 +119,14 @@ StackName: TypeAlias = Annotated[
 
 # Serving.
 Serve: TypeAlias = Annotated[bool, typer.Option("--serve", help="Plan for serving.", rich_help_panel=SERVING)]
+Disaggregated: TypeAlias = Annotated[
+    bool, typer.Option("--disaggregated", help="Prompts and answers on GPUs of their own: two pools, two plan files.",
+                       rich_help_panel=SERVING)
+]  # fmt: skip
+KvTransfer: TypeAlias = Annotated[
+    str | None, typer.Option("--kv-transfer", help="When a prompt's cache leaves its pool.", metavar="at-end|by-layer",
+                             rich_help_panel=SERVING, show_default="at-end, as vLLM's NIXL connectors do")
+]  # fmt: skip
 Prompt: TypeAlias = Annotated[int | None, _size("--prompt", "Mean tokens of a prompt.", SERVING)]
 Output: TypeAlias = Annotated[int | None, _size("--output", "Mean tokens generated.", SERVING)]
 TtftMs: TypeAlias = Annotated[

@@ -10,6 +10,7 @@ from meshwright.commands import options as o
 from meshwright.commands import output
 from meshwright.commands.inputs import needed, sizes
 from meshwright.commands.progress import search_progress
+from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.planner.objectives import Objective
 
@@ -47,6 +48,8 @@ def plan(
     dropout: o.Dropout = None,
     stack: o.StackName = None,
     serve: o.Serve = False,
+    disaggregated: o.Disaggregated = False,
+    kv_transfer: o.KvTransfer = None,
     prompt: o.Prompt = None,
     output_tokens: o.Output = None,
     ttft_ms: o.TtftMs = None,
@@ -64,6 +67,7 @@ def plan(
     A training step of --global-batch sequences of --seq tokens, or with --serve requests of --prompt and --output.
     Axes and knobs that are given restrict the search (several values like --tp 4,8). Exit code 1: nothing fits.
     """
+    from meshwright.commands.disaggregated import plan_pools
     from meshwright.commands.jobs import ClusterOptions, WorkloadOptions, job_of_model
     from meshwright.commands.serving import Requests, ServingQuestion, plan_serving, refuse_training_options
     from meshwright.planner.constraints import Constraints
@@ -88,7 +92,15 @@ def plan(
             "--flash": flash, "--dropout": dropout,
         })  # fmt: skip
         question = ServingQuestion(model, machine, requests, fixed, precision, objective, top, stack)
+        if disaggregated:
+            return plan_pools(question, kv_transfer, out, plot, as_json)
+        if kv_transfer is not None:
+            raise InputError("--kv-transfer is about two pools: give --disaggregated too")
         return plan_serving(question, out, plot, as_json)
+    if disaggregated or kv_transfer is not None:
+        raise InputError(
+            f"{'--disaggregated' if disaggregated else '--kv-transfer'} is about serving: give --serve too"
+        )
     requests.refuse_without_serve()
     job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
     batch = needed("--global-batch", global_batch, 512)

@@ -27,6 +27,7 @@ from meshwright.plan import Plan
 from meshwright.serving.arguments import Value, VllmLaunch, VllmOptions, vllm_launch
 from meshwright.serving.failures import explain
 from meshwright.serving.model import weights_folder
+from meshwright.serving.pools import NOTE
 from meshwright.serving.ranks import expected_ranks, reported_cache, reported_ranks
 from meshwright.serving.server import (
     CPU_COMPILATION,
@@ -232,11 +233,14 @@ def _refuse_missing_files(plan: Plan, model: str | None) -> None:
 def _show_only(launch: VllmLaunch, as_json: bool) -> None:
     documents = [{"node": p.node, "engine": p.engine, "command": p.shell(), "yaml": p.yaml()} for p in launch.processes]
     keywords = None
-    if launch.engines == launch.data_parallel == len(launch.processes) == 1:
+    pool = "kv_transfer_config" in launch.processes[0].arguments
+    if launch.engines == launch.data_parallel == len(launch.processes) == 1 and not pool:
         keywords = launch.keywords()
     if as_json:
         output.show_json({"engines": launch.engines, "processes": documents, "keywords": keywords})
         return
+    if pool:
+        output.show(Text(f"note: {NOTE}"), stderr=True)
     for document in documents:
         output.show(Text(f"node {document['node']}, engine {document['engine']}", style="bold"))
         output.show(Text(str(document["command"])))

@@ -173,6 +173,10 @@ def plan_serving(question: ServingQuestion, out: Path | None, plot: bool, as_jso
 def estimate_serving(plan: Plan, section: ServingSection, as_json: bool) -> int:
     """One serving plan in full."""
     spec, machine, workload = plan.load_model(), plan.load_cluster(), serving_workload_of(section)
+    if section.pool is not None:
+        raise InputError(
+            f"the plan is the {section.pool} pool of two, priced together by meshwright plan --serve --disaggregated"
+        )
     priced: ServingEstimate = serve_estimate(
         spec, machine, workload, plan.parallel, section.batch, load_engine(section.stack)
     )

@@ -90,26 +90,10 @@ def serve_arrays(
     weight_bytes: float | None = None,
 ) -> ServingArrays:
     """Memory, latency and throughput of every candidate."""
-    stack = serving_stacks()["vllm"] if stack is None else stack
-    if workload.pass_tokens is not None:
-        stack = replace(stack, max_tokens=workload.pass_tokens)
-    weight_bytes = workload.weight_bytes if weight_bytes is None else weight_bytes
-    roles = stages(model, candidates)
-    x = engine(
-        model,
-        cluster,
-        # the assumed constants: those fitted to training carry its kernels; an engine's traits are relative to these
-        device_for(cluster.accelerator.architecture, fitted=False),
-        network(fitted=False),
-        stack,
-        candidates,
-        roles,
-        workload.kv_bytes_per_element,
-        weight_bytes,
-    )
+    x = serving_engine(model, cluster, workload, candidates, stack, weight_bytes)
     memory = serving_memory(x, workload)
     capacity = memory.max_sequences
-    running = np.minimum(capacity, stack.max_sequences * candidates.pp) if batch is None else batch
+    running = np.minimum(capacity, x.stack.max_sequences * candidates.pp) if batch is None else batch
     sequences = np.maximum(running, 1.0)
     if batch is None:
         sequences = _within_targets(x, workload, sequences)
@@ -131,6 +115,32 @@ def serve_arrays(
         tokens_per_s_per_gpu=total / gpus,
         fits=fits,
         meets_targets=fits & targets,
+    )
+
+
+def serving_engine(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: ServingWorkload,
+    candidates: Candidates,
+    stack: ServingStack | None = None,
+    weight_bytes: float | None = None,
+) -> Engine:
+    """What passes of these candidates are priced from."""
+    stack = serving_stacks()["vllm"] if stack is None else stack
+    if workload.pass_tokens is not None:
+        stack = replace(stack, max_tokens=workload.pass_tokens)
+    return engine(
+        model,
+        cluster,
+        # the assumed constants: those fitted to training carry its kernels; an engine's traits are relative to these
+        device_for(cluster.accelerator.architecture, fitted=False),
+        network(fitted=False),
+        stack,
+        candidates,
+        stages(model, candidates),
+        workload.kv_bytes_per_element,
+        workload.weight_bytes if weight_bytes is None else weight_bytes,
     )
 
 
@@ -215,4 +225,11 @@ def _within_targets(x: Engine, workload: ServingWorkload, most: FloatArray) -> F
     return low
 
 
-__all__ = ["ServingArrays", "ServingEstimate", "serve_arrays", "serve_estimate", "static_batch_seconds"]
+__all__ = [
+    "ServingArrays",
+    "ServingEstimate",
+    "serve_arrays",
+    "serve_estimate",
+    "serving_engine",
+    "static_batch_seconds",
+]

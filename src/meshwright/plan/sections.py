@@ -75,6 +75,8 @@ class ServingWorkload(Section):
     prefix_hit_rate: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of prompt tokens found in the cache
     pass_tokens: Count | None = None  # most tokens of one forward pass (chunked prefill); None: the engine's
     max_len: Count | None = None  # longest prompt with its answer that is served; None: prompt + output
+    pool: Literal["prefill", "decode"] | None = None  # of a disaggregated plan; None: prompts and answers together
+    kv_connector: Literal["NixlConnector", "NixlPushConnector"] | None = None  # how vLLM's pools hand over caches
 
 
 class TrainingRun(Section):

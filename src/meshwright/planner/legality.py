@@ -42,11 +42,11 @@ def check(config: HybridParallelConfig, model: ModelSpec, cluster: Cluster, seq:
     validate(config, model_facts(model, seq), cluster_facts(cluster))
 
 
-def legal(model: ModelSpec, cluster: Cluster, seq: int, candidates: Candidates) -> BoolArray:
-    """Which candidates obey every rule for all GPUs of the cluster."""
+def legal(model: ModelSpec, cluster: Cluster | None, seq: int, candidates: Candidates) -> BoolArray:
+    """Which candidates obey every rule, for all GPUs of the cluster (None: of whatever size)."""
     return legal_mask(
         model_facts(model, seq),
-        cluster_facts(cluster),
+        ClusterFacts() if cluster is None else cluster_facts(cluster),
         dp=candidates.dp,
         tp=candidates.tp,
         pp=candidates.pp,

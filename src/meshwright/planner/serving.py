@@ -139,12 +139,12 @@ def serving_candidates(model: ModelSpec, cluster: Cluster, fixed: Constraints) -
 
     table = join(table, table["dp"] * table["tp"], spread)
     table["expert_tp"] = np.where((table["ep"] == 1) & (experts > 1), table["tp"], 1)
-    candidates = _as_candidates(table, fixed.precision)
+    candidates = as_candidates(table, fixed.precision)
     # a sequence of any even length: serving cuts no sequence
     return candidates.take(legal(model, cluster, 2, candidates))
 
 
-def _as_candidates(table: Table, precision: Precision) -> Candidates:
+def as_candidates(table: Table, precision: Precision) -> Candidates:
     one: IntArray = np.ones(rows(table), dtype=np.int64)
     return Candidates(
         dp=table["dp"],

@@ -8,7 +8,7 @@ or would fail at late, is an InputError here (`refusals`). Written against vLLM 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from meshwright.cost.serving_stack import serving_stacks
@@ -17,6 +17,7 @@ from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.plan import Plan, ServingWorkload
 from meshwright.plan.yaml_text import dump_yaml
 from meshwright.serving.model import ServedModel
+from meshwright.serving.pools import PORT_OFFSETS, pool_environment, pool_problem, transfer_config
 from meshwright.serving.refusals import refuse
 
 Balancing = Literal["internal", "hybrid", "external"]
@@ -53,12 +54,14 @@ class VllmOptions:
 
 @dataclass(frozen=True)
 class VllmProcess:
-    """One `vllm serve` of the launch: on which node, of which engine, with which arguments (underscored names)."""
+    """One `vllm serve` of the launch: on which node, of which engine, with which arguments (underscored names) and
+    which `environment` beside the machine's own."""
 
     node: int
     engine: int
     model: str
     arguments: dict[str, Value]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
 
     def command(self) -> list[str]:
         """The words of the command line."""
@@ -75,7 +78,7 @@ class VllmProcess:
 
     def shell(self) -> str:
         """The command as a line to paste, the address to fill in left readable."""
-        return shlex.join(self.command())
+        return " ".join((*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.command())))
 
     def yaml(self) -> str:
         """For `vllm serve --config FILE`."""
@@ -98,6 +101,8 @@ class VllmLaunch:
                 "LLM(...) holds one replica: vLLM refuses data_parallel_size > 1 there; serve the plan, or plan dp=1"
             )
         first = self.processes[0]
+        if "kv_transfer_config" in first.arguments:
+            raise InputError("LLM(...) is no pool of a disaggregated plan: serve the plan")
         if len(self.processes) > 1:
             raise InputError("LLM(...) runs on one node; serve this plan, whose replica spans nodes")
         kept = {name: value for name, value in first.arguments.items() if name not in SERVED_ONLY}
@@ -115,14 +120,24 @@ def vllm_launch(plan: Plan, options: VllmOptions | None = None) -> VllmLaunch:
     served = ServedModel.of(plan)
     engines, data_parallel = engines_of(plan.parallel, served.experts)
     refuse(plan.parallel, served, options.decode_context)
+    if (problem := pool_problem(section, plan.parallel)) is not None:
+        raise InputError(problem)
     replica = plan.parallel.tp * plan.parallel.pp
     if served.experts == 0 and options.node_gpus is not None and replica > options.node_gpus:
         engines, data_parallel = data_parallel, 1  # replicas that each span nodes: a server of its own for each
+    if section.pool and served.experts == 0:
+        engines, data_parallel = engines * data_parallel, 1  # a proxy stands before them anyhow
+    if section.pool:
+        options = replace(options, port=options.port + PORT_OFFSETS[section.pool])
     shared = _shared(plan, section, options, data_parallel)
     model = options.model or served.name
     processes: list[VllmProcess] = []
     for engine in range(engines):
-        processes += _engine_processes(plan.parallel, engine, data_parallel, model, shared, options, len(processes))
+        first, own = _place(engine, replica * data_parallel, engines, options, len(processes))
+        if section.pool:
+            own |= pool_environment(section, engine, data_parallel)
+        made = _engine_processes(plan.parallel, engine, data_parallel, model, shared, options, first)
+        processes += [replace(process, environment=own) for process in made]
     return VllmLaunch(engines, data_parallel, tuple(processes))
 
 
@@ -144,6 +159,16 @@ def engines_of(config: HybridParallelConfig, experts: int) -> tuple[int, int]:
         )
     within = width // config.tp
     return config.dp // within, within
+
+
+def _place(engine: int, gpus: int, engines: int, options: VllmOptions, nodes: int) -> tuple[int, dict[str, str]]:
+    """(first node of an engine, environment that keeps it to its devices); `nodes` are taken by those before it."""
+    per_node = engines if options.node_gpus is None else options.node_gpus // gpus
+    if engines == 1 or per_node < 2:
+        return nodes, {}
+    start = engine % per_node * gpus
+    devices = ",".join(str(device) for device in range(start, start + gpus))
+    return engine // per_node, {"CUDA_VISIBLE_DEVICES": devices}
 
 
 def _shared(plan: Plan, section: ServingWorkload, options: VllmOptions, data_parallel: int) -> dict[str, Value]:
@@ -170,6 +195,8 @@ def _shared(plan: Plan, section: ServingWorkload, options: VllmOptions, data_par
         made["quantization"] = "fp8"  # weights are cast when they are loaded
     if options.decode_context > 1:
         made["decode_context_parallel_size"] = options.decode_context
+    if section.pool:
+        made["kv_transfer_config"] = transfer_config(section)
     if options.executor:
         made["distributed_executor_backend"] = options.executor
     return made

@@ -87,7 +87,8 @@ class VllmServer:
         self._words = [executable, *process.command()[1:]]
         # children find the interpreter's own tools beside it
         path = os.pathsep.join((str(Path(executable).parent), os.environ.get("PATH", "")))
-        self._environment = {**os.environ, **QUIET_ENVIRONMENT, **environment, "PATH": path}
+        added = {**QUIET_ENVIRONMENT, **process.environment, **environment}
+        self._environment = {**os.environ, **added, "PATH": path}
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
