@@ -56,7 +56,8 @@ class EndMemory:
     """Arrays [u]: parameters per rank of embedding, final norm and head; bytes per microbatch at the ends.
 
     `token_parameters` is the part of the embedding that a tied last stage holds again. `embedded` is kept per live
-    microbatch on the first stage, `final` on the last; `logits` are alive at the loss, of one microbatch.
+    microbatch on the first stage, `final` on the last; `logits` are alive at the loss, of one microbatch. `output` is
+    that of a row-parallel product before its reduction.
     """
 
     embedding_parameters: FloatArray
@@ -66,6 +67,7 @@ class EndMemory:
     final: FloatArray
     logits: FloatArray
     boundary: FloatArray
+    output: FloatArray
 
 
 def element_bytes(precision: Precision) -> float:
@@ -274,4 +276,5 @@ def end_memory(model: ModelSpec, workload: Workload, keys: Candidates, stack: St
         final=hidden_bytes * (_norm_bytes(model.final_tensors, x) * x.region + x.element * x.block_input),
         logits=x.tokens * vocab * (FP32_BYTES if x.element == FP32_BYTES else stack.logit_bytes),
         boundary=hidden_bytes * model.residual_streams * x.element * x.region,
+        output=hidden_bytes * x.element,
     )

@@ -34,6 +34,13 @@ OPTIMIZER_BYTES = {
 
 MASTER_BYTES = 4.0
 
+TAKEN_OVER = 2
+"""Microbatches of a pipeline's warm-up that later stages have taken when the host has issued the last: one is worked
+on, one received."""
+
+STALLED_DOMAINS = 4
+"""A tp group over this many fast domains inside a pipeline waits for the network in every layer."""
+
 
 @dataclass(frozen=True)
 class MemoryArrays:
@@ -75,10 +82,12 @@ def state_bytes(workload: Workload, candidates: Candidates, stack: Stack) -> Sta
     # FSDP2 keeps one fp32 shard as parameter and master weight; gathered copies are buffers
     weight_3, state_3 = (MASTER_BYTES, state - MASTER_BYTES) if master else (weight, state)
 
+    buckets = np.where(candidates.dp * candidates.cp > 1, stack.bucket_gradients, 0.0)
+
     def of(shards: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         part = 1.0 / shards
         parameters = np.where(zero == 3, weight_3 * part, weight)
-        gradients = workload.gradient_bytes * np.where(zero >= 2, part, 1.0) + np.where(zero < 3, half, 0.0)
+        gradients = workload.gradient_bytes * np.where(zero >= 2, part, 1.0) + np.where(zero < 3, half + buckets, 0.0)
         optimizer = np.where(zero == 3, state_3, state) * np.where(zero >= 1, part, 1.0)
         return parameters, gradients, optimizer
 
@@ -191,6 +200,71 @@ def live_memory(
     }
 
 
+def step_memory(
+    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys, stack: Stack
+) -> FloatArray:
+    """Bytes [n, S] of working copies in the optimizer's step, of parameters whose state a rank holds. It comes after
+    the last backward pass: only what exceeds the microbatches in flight adds to the peak."""
+    layers = layer_memory(model, workload, keys.candidates, stack)
+    ends = end_memory(model, workload, keys.candidates, stack)
+    dense, expert = stage_parameters(stages, layers, ends, keys.inverse)
+    of_dense, of_expert = (
+        np.where(candidates.zero >= 1, 1.0 / shards, 1.0)[:, None]
+        for shards in (candidates.zero_shards.astype(np.float64), expert_shards(candidates))
+    )
+    return stack.step_bytes * (dense * of_dense + expert * of_expert)
+
+
+def pending_memory(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    stack: Stack,
+) -> FloatArray:
+    """Bytes [n, S] of row-parallel outputs whose reduction the host has issued and the device not reached: an allocator
+    gives such a buffer out again when the device has run past it (`record_stream`). Without a pipeline as many wait as
+    the launch queue holds; in one, at most those of warm-up microbatches that later stages have not taken over. Where
+    every layer or microbatch stalls the device is never behind, and none wait."""
+    live = live_microbatches(
+        candidates.schedule[:, None],
+        candidates.pp[:, None],
+        candidates.microbatches[:, None],
+        candidates.vpp[:, None],
+        stages.index,
+    )
+    blocks = np.array([(kind.mixer is not None) + (kind.mlp is not None) for kind in model.kinds])
+    issued = (stages.layers @ blocks) * np.maximum(live - TAKEN_OVER, 0.0)
+    waiting = np.where(
+        (candidates.pp == 1)[:, None], stack.pending_messages, np.minimum(issued, stack.pending_messages)
+    )
+    far = candidates.tp >= STALLED_DOMAINS * cluster.domain
+    many = candidates.world >= stack.stall_nodes * cluster.gpus_per_node
+    stalled = (candidates.pp > 1) & (far | many)
+    output = end_memory(model, workload, keys.candidates, stack).output[keys.inverse]
+    return waiting * np.where((candidates.tp > 1) & ~stalled, output, 0.0)[:, None]
+
+
+def unreturned(
+    model: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    stack: Stack,
+    total: FloatArray,
+) -> FloatArray | float:
+    """Bytes [n, S] of `pending_memory` with its slack, on top of `total` [n, S]; none where the device has no room for
+    them: an allocator short of memory waits for the device and takes them back."""
+    if not stack.pending_messages:
+        return 0.0
+    pending = pending_memory(model, cluster, workload, candidates, stages, keys, stack) * (1.0 + stack.allocator_slack)
+    return np.where(total + pending <= cluster.accelerator.memory_bytes, pending, 0.0)
+
+
 def training_memory(
     model: ModelSpec,
     cluster: Cluster,
@@ -206,8 +280,16 @@ def training_memory(
     live = live_memory(model, workload, candidates, stages, keys, stack)
     terms = held | live
     terms[MemoryKind.BUFFERS] = held[MemoryKind.BUFFERS] + live[MemoryKind.BUFFERS]
+    if stack.step_bytes:
+        step = step_memory(model, workload, candidates, stages, keys, stack)
+        terms[MemoryKind.TEMPORARIES] = terms[MemoryKind.TEMPORARIES] + np.maximum(
+            step - reduce(np.add, live.values()), 0.0
+        )
     kept_back = cluster.reserved_bytes + stack.workspace_bytes
     terms[MemoryKind.RESERVED] = kept_back + stack.allocator_slack * reduce(np.add, terms.values())
+    terms[MemoryKind.RESERVED] = terms[MemoryKind.RESERVED] + unreturned(
+        model, cluster, workload, candidates, stages, keys, stack, reduce(np.add, terms.values())
+    )
     by_kind = {kind: np.broadcast_to(term, stages.index.shape) for kind, term in terms.items()}
     total = reduce(np.add, by_kind.values())
     role = total.argmax(axis=1)

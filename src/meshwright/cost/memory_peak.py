@@ -13,9 +13,9 @@ from functools import reduce
 import numpy as np
 
 from meshwright.cost.candidates import Candidates, FloatArray, IntArray, UnitKeys, runs, unit_keys
-from meshwright.cost.memory import held_memory, live_memory
+from meshwright.cost.memory import held_memory, live_memory, training_memory
 from meshwright.cost.stack import Stack
-from meshwright.cost.stages import Stages, role_table, stage_keys
+from meshwright.cost.stages import Stages, role_table, stage_keys, stages
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.ledger import MemoryKind
@@ -34,6 +34,11 @@ def peak_memory(
     model: ModelSpec, cluster: Cluster, workload: Workload, candidates: Candidates, stack: Stack
 ) -> tuple[FloatArray, IntArray]:
     """Bytes on the fullest stage of every candidate, reserved memory included, and which stage that is."""
+    if stack.step_bytes or stack.pending_messages:  # terms that are no sum of one part each
+        alone = training_memory(
+            model, cluster, workload, candidates, stages(model, candidates), unit_keys(candidates), stack
+        )
+        return alone.peak_bytes, alone.peak_stage
     run = runs(candidates)
     shape = stage_keys(candidates, run)
     shapes = role_table(model, shape)

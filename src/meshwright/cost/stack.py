@@ -75,6 +75,9 @@ class Stack:
     router_copies: float = 2.0  # fp32 router tensors [tokens, experts] kept: logits and scores
     keeps_expert_output: bool = True  # expert outputs are kept to differentiate the routing weights
     half_gradients: float = 0.0  # bytes per parameter of gradients kept beside the accumulated ones
+    bucket_gradients: float = 0.0  # the same where there are replicas to reduce over (the buckets of torch's DDP)
+    step_bytes: float = 0.0  # per parameter that the optimizer works on: what its step needs beside the state
+    pending_messages: float = 0.0  # buffers of tp collectives that wait for the device while the host is ahead of it
     master_is_parameter: bool = True  # ZeRO-3: the fp32 shard is both the stored parameter and the master weight
     gathered_layers: float = 2.0  # ZeRO-3: layers whose weights are gathered at once (current and prefetched)
     gathered_gradient_bytes: float = 6.0  # ZeRO-3: per parameter of a layer: its gradient and the reduction's input

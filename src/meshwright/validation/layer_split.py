@@ -1,7 +1,7 @@
 """How a framework that balances stages by cost cuts the layers: what nanotron does where others count layers.
 
 In: a model and the number of stages. Out: layers per stage. Walking through the blocks (layers, then the LM head), a
-stage takes blocks until their cumulative weight passes its share of the total; block weights are those of its products.
+stage takes blocks until their cumulative weight reaches its share of the total; a block weighs what its products do.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def split_by_cost(model: ModelSpec, stages: int) -> tuple[int, ...]:
     for weight in weights:
         split[stage] += 1
         so_far += weight
-        if so_far > total * (stage + 1) / stages:
+        if so_far >= total * (stage + 1) / stages:
             stage = min(stage + 1, stages - 1)
     return tuple(split)
