@@ -21,9 +21,14 @@ Ranks = Annotated[
     typer.Option("--ranks", help="Which ranks to run: numbers and 'last' like 0,last, or all. Else one per role."),
 ]
 Save = Annotated[bool, typer.Option("--save", help="Write the result beside the plan, as PLAN.proof.json.")]
+Unfolded = Annotated[
+    bool, typer.Option("--unfolded", help="Run every microbatch, also those that do what the one before did.")
+]
 
 
-def dryrun(plan: PlanFile, ranks: Ranks = None, save: Save = False, as_json: Json = False) -> int:
+def dryrun(
+    plan: PlanFile, ranks: Ranks = None, save: Save = False, unfolded: Unfolded = False, as_json: Json = False
+) -> int:
     """Prove a plan without hardware: the real program runs on shapes alone, for one rank of every role.
 
     Every collective is compared with the cost model's ledger, to the call and the byte; traces of all stages must match
@@ -45,7 +50,7 @@ def dryrun(plan: PlanFile, ranks: Ranks = None, save: Save = False, as_json: Jso
     if not isinstance(document.workload, TrainingWorkload):
         raise InputError(f"{plan}: plans a serving job; a dry run is of a training step")
     model = document.load_model()
-    job = DryJob(document.parallel, transformers_config(document), document.workload.seq)
+    job = DryJob(document.parallel, transformers_config(document), document.workload.seq, not unfolded)
     chosen = chosen_ranks(ranks, model, document.parallel)
     with search_progress("ranks") as progress:
         proof = prove(job, model, workload_of(document.workload), chosen, progress)

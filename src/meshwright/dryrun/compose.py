@@ -59,16 +59,17 @@ class Composer:
         at = {axis: int(c) for axis, c in self._layout.coordinates(rank).items()}
         stage = at["pp"]
         pieces = self._pieces.get((self._contents[stage], at["tp"])) or self._pieces[(self._contents[stage], 0)]
-        events = list(pieces.before)
+        here = {key: [self._moved(e, at) for e in events] for key, events in pieces.actions.items()}
+        events = [self._moved(e, at) for e in pieces.before]
         order = batches(self._schedule.actions[stage])
         keys = _keys(self._schedule, stage)
         for step, batch in enumerate(order):
             if batch[0].kind in COMMUNICATION:
                 events += [self._posted(action, step, rank) for action in batch]
             else:
-                events += [replace(e, action=str(batch[0]), step=step) for e in pieces.actions[keys[batch[0]]]]
-        events += [replace(e, step=len(order)) for e in pieces.after]
-        return tuple(self._moved(e, at) if e.axis != "pp" or e.peer is None else e for e in events)
+                events += [replace(e, action=str(batch[0]), step=step) for e in here[keys[batch[0]]]]
+        events += [replace(self._moved(e, at), step=len(order)) for e in pieces.after]
+        return tuple(events)
 
     def _take_apart(self, trace: RankTrace) -> Pieces:
         stage = trace.coordinate["pp"]

@@ -31,6 +31,7 @@ def _rank(proof: RankProof) -> dict[str, Any]:
         "coordinate": proof.trace.coordinate,
         "agrees": proof.agrees,
         "seconds": proof.trace.seconds,
+        "microbatches_repeated": proof.trace.folded,
         "predicted": [_line(e) for e in proof.predicted],
         "traced": [_line(e) for e in proof.traced],
         "differences": [asdict(d) for d in proof.differences],

@@ -6,14 +6,15 @@ In: a `DryJob` and a rank. Out: a `RankTrace`. Both ways run the runtime's own e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch.distributed as dist
 
 from meshwright.dryrun.compare import Coordinate
+from meshwright.dryrun.fold import FoldedStep, NotAlikeError, find_fold
 from meshwright.dryrun.trace import Event, StatingRecorder, Tracer
 from meshwright.dryrun.tracker import MemoryTrace, MemoryTracker
 from meshwright.dryrun.watch import WatchedOperations, Watcher
@@ -31,11 +32,13 @@ from meshwright.schedules.actions import Action
 
 @dataclass(frozen=True)
 class DryJob:
-    """What is run: a layout, a transformers config, and the length of sequences."""
+    """What is run: a layout, a transformers config, and the length of sequences. `fold`: of microbatches that repeat
+    each other a few are run (fold.py)."""
 
     config: HybridParallelConfig
     model_config: Any
     seq: int
+    fold: bool = True
 
     @property
     def options(self) -> EngineOptions:
@@ -45,13 +48,14 @@ class DryJob:
 
 @dataclass(frozen=True)
 class RankTrace:
-    """What one rank did in a step. `seconds`: how long it took to find out."""
+    """What one rank did in a step. `seconds`: how long it took to find out; `folded`: microbatches that only repeat."""
 
     rank: int
     coordinate: Coordinate
     events: tuple[Event, ...]
     memory: MemoryTrace
     seconds: float
+    folded: int = 0
 
 
 def coordinate_of(config: HybridParallelConfig, rank: int) -> Coordinate:
@@ -60,7 +64,15 @@ def coordinate_of(config: HybridParallelConfig, rank: int) -> Coordinate:
 
 def trace_rank(job: DryJob, rank: int) -> RankTrace:
     """A step of any rank of the job, without hardware."""
-    began, recorder = perf_counter(), StatingRecorder()
+    began = perf_counter()
+    if job.fold:
+        with suppress(NotAlikeError):
+            return _trace_fake(job, rank, began)
+    return _trace_fake(replace(job, fold=False), rank, began)
+
+
+def _trace_fake(job: DryJob, rank: int, began: float) -> RankTrace:
+    recorder = StatingRecorder()
     with fake_world(rank, job.config.world_size), fake_tensors() as mode:
         engine = fake_engine(job.config, job.model_config, recorder, job.options)
         return _traced(job, rank, engine, recorder, mode.watched_by, began)
@@ -72,7 +84,7 @@ def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
     groups = ProcessGroupManager(job.config, device, recorder)
     source = SeededWeights(job.model_config, family_of(job.model_config), seed)
     engine = build_engine(job.config, job.model_config, groups, source, job.options)
-    return _traced(job, dist.get_rank(), engine, recorder, WatchedOperations, began)
+    return _traced(replace(job, fold=False), dist.get_rank(), engine, recorder, WatchedOperations, began)
 
 
 def _traced(
@@ -91,8 +103,14 @@ def _traced(
         tracer.at(step)
         tracker.at(step)
 
-    engine.executor.observe = observe
+    fold = find_fold(engine.executor.steps) if job.fold else None
+    if fold is None:
+        engine.executor.observe = observe
+    else:
+        engine.executor.follow(fold.run())
+        engine.executor.observe = FoldedStep(fold, tracer, tracker).observe
     with tracker.watching(), watched_by((tracer, tracker)):
         engine.step(tokens, tokens)
+    folded = 0 if fold is None else fold.microbatches
     at = coordinate_of(job.config, rank)
-    return RankTrace(rank, at, tracer.finish(), tracker.result(), perf_counter() - began)
+    return RankTrace(rank, at, tracer.finish(), tracker.result(), perf_counter() - began, folded)

@@ -109,9 +109,9 @@ def _first_unmet(key: tuple[str, int, int], sent: Sequence[Event], received: Seq
                 f"sends {send.call_bytes:,} bytes of {send.dtype}, rank {receiver} receives {receive.call_bytes:,} of"
             )
             return Finding(sender, axis, send.action, f"{text} {receive.dtype} at {receive.action}")
-        if not any(_same_message(s, receive) for s in sent):
-            return Finding(sender, axis, receive.action, f"never sends what rank {receiver} waits for")
         if not _same_message(send, receive):
+            if not any(_same_message(s, receive) for s in sent):
+                return Finding(sender, axis, receive.action, f"never sends what rank {receiver} waits for")
             return Finding(sender, axis, send.action, f"its message meets {receive.action} of rank {receiver}")
     if len(sent) > len(received):
         lost = sent[len(received)]

@@ -102,9 +102,11 @@ class Tracer:
         self._step = -1
         self._messages: list[str] = []  # of the batch under way, in the order in which they are posted
 
-    def at(self, step: tuple[Action, ...]) -> None:
-        """The executor is about to run these actions (one computation, or a batch of messages; none: it is done)."""
-        self._action, self._step = " ".join(str(a) for a in step) or AFTER, self._step + 1
+    def at(self, step: tuple[Action, ...], number: int | None = None) -> None:
+        """The executor is about to run these actions (one computation, or a batch of messages; none: it is done).
+        `number`: which of the schedule's it is, if not the next."""
+        self._action = " ".join(str(a) for a in step) or AFTER
+        self._step = self._step + 1 if number is None else number
         self._messages = [str(a) for a in step if a.kind in COMMUNICATION]
 
     def finish(self) -> tuple[Event, ...]:

@@ -59,6 +59,10 @@ class MemoryTrace:
     curve: tuple[tuple[int, int], ...]
 
 
+Change = tuple[MemoryKind, int]
+"""Bytes of a kind that came (or went, if negative)."""
+
+
 @dataclass
 class _Storage:
     nbytes: int
@@ -84,19 +88,41 @@ class MemoryTracker:
         self._total = self._working = 0
         self._peak = self._working_peak = self._snapshot()
         self._curve: list[tuple[int, int]] = []
-        self._every = self._seen = 1
+        self._every, self._seen = 1, 0
+        self._changes: list[Change] | None = None
         self._names = {id(m): name for chunk in engine.chunks.values() for name, m in chunk.named_modules()}
         self._register_state()
 
     def at(self, step: tuple[Action, ...]) -> None:
         """The executor is about to run these actions: what the one before has left is kept for later."""
-        self._settle()
+        self.settle()
         self._number += 1
         self._action = " ".join(str(a) for a in step) or "end of the step"
         self._forward = len(step) == 1 and step[0].kind is ActionKind.FORWARD
 
+    def new_changes(self) -> list[Change]:
+        """What came and went since the last call (nothing at the first), in order. It is kept from now on."""
+        found, self._changes = self._changes or [], []
+        return found
+
+    def keep_changes(self, keep: bool) -> None:
+        self._changes = [] if keep else None
+
+    def repeat(self, changes: Sequence[Change], times: int) -> None:
+        """What just happened happens as often again. It left everything as it was, so no level is new: only the curve
+        goes on."""
+        total, working = self._total, self._working
+        points: list[tuple[int, int]] = []
+        for kind, nbytes in changes:
+            total += nbytes
+            working += 0 if kind in STATE else nbytes
+            if nbytes > 0:
+                points.append((total, working))
+        for _ in range(times):
+            self._sample(points)
+
     def result(self) -> MemoryTrace:
-        self._settle()
+        self.settle()
         return MemoryTrace(
             {k: n for k, n in self._largest.items() if n}, self._peak, self._working_peak, tuple(self._curve)
         )
@@ -148,8 +174,9 @@ class MemoryTracker:
         if parameter.gradient is not None:
             self._mark(parameter.gradient, MemoryKind.GRADIENTS)
 
-    def _settle(self) -> None:
-        """Name what outlives the action: activations of a forward pass, gradients, weights that stay gathered."""
+    def settle(self) -> None:
+        """The action is over: name what outlives it. Activations of a forward pass, gradients, weights that stay
+        gathered."""
         if self._sharded:
             self._mark_sharded()
         for storage in self._alive.values():
@@ -181,7 +208,12 @@ class MemoryTracker:
         self._modules.append(self._names.get(id(module), type(module).__name__))
         if not self._sharded:
             return
-        for parameter in module.parameters(recurse=False):  # gathered by now
+        self._mark_gathered(module)
+
+    def _mark_gathered(self, module: nn.Module) -> None:
+        """Weights that FSDP2 has gathered by now. Those that a unit holds itself (routed experts) come only after its
+        forward has begun."""
+        for parameter in module.parameters(recurse=False):
             key = _storage_of(parameter)._cdata
             found = self._alive.get(key)
             if found is None or found.kind is MemoryKind.TEMPORARIES:
@@ -195,6 +227,8 @@ class MemoryTracker:
             self._mark(parameter.grad, MemoryKind.GRADIENTS)
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(module, FSDPModule):
+            self._mark_gathered(module)
         name = self._modules.pop()
         node = output.grad_fn if isinstance(output, Tensor) else None
         if node is not None:
@@ -253,6 +287,8 @@ class MemoryTracker:
             known.nbytes = size
 
     def _count(self, kind: MemoryKind, nbytes: int) -> None:
+        if self._changes is not None:
+            self._changes.append((kind, nbytes))
         self._bytes[kind] += nbytes
         self._largest[kind] = max(self._largest[kind], self._bytes[kind])
         self._total += nbytes
@@ -264,7 +300,7 @@ class MemoryTracker:
             self._peak_total, self._peak = self._total, self._snapshot()
         if self._working > self._working_total:
             self._working_total, self._working_peak = self._working, self._snapshot()
-        self._sample()
+        self._sample(((self._total, self._working),))
 
     _peak_total = 0
     _working_total = 0
@@ -272,12 +308,15 @@ class MemoryTracker:
     def _snapshot(self) -> Peak:
         return Peak({k: n for k, n in self._bytes.items() if n}, self._action, self._module())
 
-    def _sample(self) -> None:
-        self._seen += 1
-        if self._seen % self._every == 0:
-            self._curve.append((self._total, self._working))
+    def _sample(self, points: Sequence[tuple[int, int]]) -> None:
+        """Keep every so many of them, and half as many as soon as there are enough."""
+        at = 0
+        while (to_next := self._every - self._seen % self._every) <= len(points) - at:
+            at, self._seen = at + to_next, self._seen + to_next
+            self._curve.append(points[at - 1])
             if len(self._curve) == 2 * SAMPLES:
                 self._curve, self._every = self._curve[1::2], 2 * self._every
+        self._seen += len(points) - at
 
 
 def _gradient_of(held: Any) -> Tensor | None:

@@ -39,6 +39,8 @@ def _rank(rank: dict[str, Any]) -> list[str]:
         f"rank {rank['rank']} ({at}), {seconds(rank['seconds'])}: {calls:,} collectives of {size(total)} in "
         f"{len(rank['traced'])} lines, {verdict}"
     ]
+    if rank["microbatches_repeated"]:
+        lines.append(f"  {rank['microbatches_repeated']} microbatches only repeat others and were not run again")
     lines += [f"  {_difference(d)}" for d in rank["differences"][:MOST_LINES]]
     memory = rank["memory"]
     predicted, traced = memory["predicted"], memory["traced"]

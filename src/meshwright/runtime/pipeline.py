@@ -120,6 +120,10 @@ class Reducer(Protocol):
     def after_weights(self, chunk: int, last: bool) -> None: ...
 
 
+def _sum(total: Tensor | None, loss: Tensor | None) -> Tensor | None:
+    return loss if total is None else total if loss is None else total + loss
+
+
 def _unobserved(_step: tuple[Action, ...]) -> None:
     """Nobody watches."""
 
@@ -143,32 +147,34 @@ class PipelineExecutor:
         self.activation = activation
         self.pool = BufferPool(activation)
         self.current: Action | None = None  # what is being done now, for whoever asks after a failure
-        self._steps = batches(schedule.actions[pp.rank])
-        own = schedule.actions[pp.rank]
-        self._last_backward = {a.chunk: a for a in own if a.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)}
-        self._split = {(a.chunk, a.microbatch) for a in own if a.kind is ActionKind.BACKWARD_INPUT}
+        self.follow(batches(schedule.actions[pp.rank]))
         self._reducer = reducer
         self._forward_context = forward_context
         self.observe: Callable[[tuple[Action, ...]], None] = _unobserved
         self._message_bytes = tensor_bytes(torch.empty(activation.shape, dtype=activation.dtype, device="meta"))
+
+    def follow(self, steps: Sequence[tuple[Action, ...]]) -> None:
+        """Run these steps (one computation, or a batch of messages) in the place of the stage's own: a dry run leaves
+        out what only repeats."""
+        self.steps = tuple(steps)
+        own = [action for step in steps for action in step]
+        self._last_backward = {a.chunk: a for a in own if a.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)}
+        self._split = {(a.chunk, a.microbatch) for a in own if a.kind is ActionKind.BACKWARD_INPUT}
 
     def run(self, microbatches: Sequence[Microbatch], loss_scale: float = 1.0) -> Tensor | None:
         """One step. Gradients are those of `loss_scale` times the summed token losses; the sum itself is returned,
         detached, by the stage of the last chunk."""
         if len(microbatches) != self.schedule.microbatches:
             raise ValueError(f"schedule of {self.schedule.microbatches} microbatches got {len(microbatches)}")
-        live = Live()
-        losses: list[Tensor] = []
-        for step in self._steps:
+        live, total = Live(), None
+        for step in self.steps:
             action = step[0]
             self._begins(step)
             if action.kind in COMMUNICATION:
                 self._communicate(step, live)
             elif action.kind is ActionKind.FORWARD:
                 with self.pp.recorder.during(Phase.FORWARD):
-                    loss = self._forward(action, microbatches[action.microbatch], live)
-                if loss is not None:
-                    losses.append(loss)
+                    total = _sum(total, self._forward(action, microbatches[action.microbatch], live))
             elif action.kind is ActionKind.BACKWARD_WEIGHT:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward_weight(action, live)
@@ -179,7 +185,7 @@ class PipelineExecutor:
             with self.pp.waiting(message.peer):
                 message.work.wait()
         self._begins(())
-        return torch.stack(losses).sum() if losses else None
+        return total
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
         key = (action.chunk, action.microbatch)
