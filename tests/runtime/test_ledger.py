@@ -23,6 +23,7 @@ from .layouts import ALL_TO_ALL, DUALPIPEV, INTERLEAVED, SEQ, ZB_H1, ZBV, layout
 from .tiny import tiny
 
 FP32 = {"precision": Precision.FP32}
+BF16 = {"precision": Precision.BF16}
 CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     (
         "llama",
@@ -53,6 +54,9 @@ CASES: list[tuple[str, dict[str, Any], HybridParallelConfig]] = [
     ("llama", {"heads": 8, "kv_heads": 4}, layout(cp=4, tp=2, sequence_parallel=True, **ALL_TO_ALL, **FP32)),
     ("mistral", {}, layout(dp=2, tp=2, sequence_parallel=True, **FP32)),
     ("llama", {"vocab": 99, "tie_word_embeddings": True}, layout(pp=4, tp=2, **FP32)),
+    ("llama", {}, layout(dp=2, zero=1, global_batch=2, **BF16)),  # one microbatch
+    ("llama", {}, layout(dp=2, pp=2, zero=3, **ZBV, **BF16)),
+    ("qwen3", {}, layout(cp=2, tp=2, recompute=Recompute.SELECTIVE, **BF16)),
 ]
 
 
@@ -97,6 +101,18 @@ def test_recorded_ledger_equals_the_predicted_one(family: str, changes: dict[str
     assert len(recorded) == config.world_size
     for stage, place, entries in recorded:
         assert lines(entries) == lines(predicted(model, config, stage, place))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.FP32])
+def test_gradient_bytes_are_those_predicted_for_any_format_stage_and_number_of_microbatches(
+    precision: Precision, zero: int, microbatches: int
+):
+    test_recorded_ledger_equals_the_predicted_one(
+        "llama", {}, layout(dp=2, zero=zero, global_batch=2 * microbatches, precision=precision)
+    )
 
 
 def record_balanced(model: Any, config: HybridParallelConfig) -> tuple[int, RankPlace, tuple[TrafficEntry, ...]]:

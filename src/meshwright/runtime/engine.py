@@ -34,8 +34,8 @@ from meshwright.runtime.pipeline import ActivationShape, Microbatch, PipelineExe
 from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.recompute import Contexts, no_contexts
 from meshwright.runtime.sharded import ShardedDataParallel, shard_chunk, shard_dim
-from meshwright.runtime.slices import TensorSlice, chunk_bounds
-from meshwright.runtime.stage import ChunkPlan, StageModule, StageOptions, build_stage
+from meshwright.runtime.slices import chunk_bounds
+from meshwright.runtime.stage import ChunkPlan, Stage, StageModule, StageOptions, build_stage
 from meshwright.runtime.state import LocalParameter, local_tensor, master_copy
 from meshwright.runtime.tensor_parallel.cross_entropy import IGNORED
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
@@ -255,7 +255,10 @@ def build_engine(
     shards = config.zero > 0 and groups.axis("zero_shard").size > 1
     stored = torch.float32 if shards and compute in (torch.bfloat16, torch.float16) else compute
     context = ContextShard(groups.axis("cp"), options.seq, config.cp_variant) if config.cp > 1 else None
-    chunks, parameters = build_chunks(config, model_config, groups, source, options, schedule, stored, context)
+    # ZeRO stores weights in fp32 and narrows what it gathers; replicas store them narrow, beside masters
+    masters = not shards
+    stages = build_chunks(config, model_config, groups, source, options, schedule, stored, context, masters)
+    chunks = {chunk: stage.module for chunk, stage in stages.items()}
     if has_balance_loss(model_config):
         for module in chunks.values():
             module.watch_routers(_router_balance(model_config, groups))
@@ -263,7 +266,7 @@ def build_engine(
         with options.sharding_context():
             for module in chunks.values():
                 shard_chunk(module, groups, config.zero, None if stored == compute else compute)
-    local = _local_parameters(chunks, parameters, groups, shards)
+    local = _local_parameters(stages, groups, shards)
     data_parallel = (
         ShardedDataParallel(local, chunks, config.zero)
         if shards
@@ -335,7 +338,9 @@ def build_chunks(
     schedule: PipelineSchedule,
     stored: torch.dtype,
     context: ContextShard | None,
-) -> tuple[dict[int, StageModule], dict[int, dict[str, TensorSlice]]]:
+    masters: bool = False,
+) -> dict[int, Stage]:
+    """This rank's chunks, cut, split and filled. `masters`: see StageOptions."""
     region = TensorParallelRegion(groups.axis("tp"), config.sequence_parallel and config.tp > 1)
     axes = ExpertAxes(groups.axis("ep"), groups.axis("expert_tp"))
     experts = ExpertRegion(axes, region, ExpertOptions(options.routing, options.capacity_factor))
@@ -349,30 +354,25 @@ def build_chunks(
         options.attention,
         DropoutState(options.seed),
         context,
+        masters,
     )
     tp_mesh = groups.mesh["tp"] if config.tp > 1 else None
     ranges = layer_ranges(config, int(model_config.num_hidden_layers))
-    chunks: dict[int, StageModule] = {}
-    slices: dict[int, dict[str, TensorSlice]] = {}
+    stages: dict[int, Stage] = {}
     for chunk in schedule.chunks_of(groups.axis("pp").rank):
         plan = ChunkPlan(ranges[chunk], chunk == 0, chunk == len(ranges) - 1)
-        stage = build_stage(plan, splitter, source, stage_options, tp_mesh)
-        chunks[chunk], slices[chunk] = stage.module, stage.slices
-    return chunks, slices
+        stages[chunk] = build_stage(plan, splitter, source, stage_options, tp_mesh)
+    return stages
 
 
-def _local_parameters(
-    chunks: dict[int, StageModule],
-    slices: dict[int, dict[str, TensorSlice]],
-    groups: ProcessGroupManager,
-    shards: bool,
-) -> list[LocalParameter]:
+def _local_parameters(stages: dict[int, Stage], groups: ProcessGroupManager, shards: bool) -> list[LocalParameter]:
     local: list[LocalParameter] = []
-    for chunk, module in chunks.items():
+    for chunk, stage in stages.items():
+        module = stage.module
         tied = module.tied_weight_name()
         for name, live in module.named_parameters():
             assert isinstance(live, torch.nn.Parameter)
-            piece = slices[chunk][name]
+            piece = stage.slices[name]
             unit = "layer" if name.startswith(f"{module.family.base}.{module.family.layers}.") else "ends"
             unit = unit if piece.experts is None else "expert"
             shape, dim, rows = piece.local_shape, 0, (0, 0)
@@ -380,6 +380,7 @@ def _local_parameters(
             if shape:
                 dim = shard_dim(shape, shard.size, unit == "expert") if shards else 0
                 rows = chunk_bounds(shape[dim], shard.rank, shard.size) if shards else (0, shape[dim])
-            master = master_copy(local_tensor(live))
+            precise = stage.masters.get(name)
+            master = master_copy(local_tensor(live)) if precise is None else precise
             local.append(LocalParameter(name, chunk, unit, live, piece, rows, master, tied=name == tied, shard_dim=dim))
     return local

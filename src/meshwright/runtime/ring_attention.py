@@ -2,7 +2,8 @@
 
 In: queries, keys and values [b, heads, s/c, d] of this rank's positions. Out: the attention of its queries over the
 whole sequence, merged block by block with an online softmax. Backward runs the ring again; gradients of keys and values
-travel with them (in fp32) and come home after c steps. Blocks that are masked wholly are not computed.
+travel with them and come home after c steps: each rank adds its part in fp32 and passes the sum on in the format of the
+keys, as Transformer Engine does. Blocks that are masked wholly are not computed.
 """
 
 from __future__ import annotations
@@ -143,12 +144,11 @@ class _RingAttention(torch.autograd.Function):
                 key_grad = score_grad.transpose(-1, -2) @ precise[:, :, rows]
                 key_value_grad[:, :, columns, :width] += _summed(key_grad, groups)
                 key_value_grad[:, :, columns, width:] += _summed(value_grad, groups)
-            home = _Hop(key_value_grad, axis, GRADIENTS)
+            home = _Hop(key_value_grad.to(travelling.dtype), axis, GRADIENTS)
             travelling = hop.wait() if hop else travelling
-            key_value_grad = home.wait()
-        dtype = travelling.dtype
-        key_grad, value_grad = key_value_grad[..., :width].to(dtype), key_value_grad[..., width:].to(dtype)
-        return query_grad.to(q.dtype), key_grad, value_grad, None
+            arrived = home.wait()
+            key_value_grad = arrived.to(precise.dtype)
+        return query_grad.to(q.dtype), arrived[..., :width], arrived[..., width:], None
 
 
 def _scores(q: Tensor, block: Tensor, width: int, plan: RingPlan, allowed: Tensor | bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ head of a chunk are another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor, Shard
 
 from meshwright.ledger import Collective
@@ -171,6 +172,7 @@ class ShardedDataParallel:
         self._parameters = list(parameters)
         self._chunks = chunks
         self._zero = zero
+        self._gathered: dict[int, FSDPParam] = {}
 
     def begin(self) -> None:
         for parameter in self._parameters:
@@ -187,13 +189,22 @@ class ShardedDataParallel:
         module.set_reshard_after_backward(self._zero >= 3 or last)
 
     def accumulate(self, live: Tensor, gradient: Tensor) -> None:
-        """Add a weight gradient that backward left for later. `live` is the gathered parameter of the forward pass."""
-        if live.grad is not None:
-            local_tensor(live.grad).add_(gradient)
-        elif isinstance(live, DTensor):
-            live.grad = DTensor.from_local(
-                gradient, live.device_mesh, live.placements, run_check=False, shape=live.shape, stride=live.stride()
+        """Add a weight gradient that backward left for later. `live` is the gathered parameter of the forward pass.
+        Where FSDP2 reduces in another format than it computes in, it accumulates beside the parameter, in that of the
+        sums."""
+        owner = self._owner(live)
+        before = owner.unsharded_accumulated_grad if owner.reduce_dtype else live.grad
+        if before is not None:
+            local_tensor(before).add_(gradient)
+            return
+        gradient = gradient.to(owner.reduce_dtype or gradient.dtype)
+        if isinstance(live, DTensor):
+            mesh, placements = live.device_mesh, live.placements
+            gradient = DTensor.from_local(
+                gradient, mesh, placements, run_check=False, shape=live.shape, stride=live.stride()
             )
+        if owner.reduce_dtype:
+            owner.unsharded_accumulated_grad = gradient
         else:
             live.grad = gradient
 
@@ -203,11 +214,45 @@ class ShardedDataParallel:
         self.before_backward(chunk, last)
         module = self._chunks[chunk]
         assert isinstance(module, FSDPModule)
+        if self._zero >= 2 or last:
+            for parameter in sharded_parameters(module):
+                _accumulate_in_one_format(parameter)
         # norms of this microbatch may have been reduced with the one before: the call stays the same size all the same
         module.set_reduce_scatter_unused_params(True)
         module._get_fsdp_state()._root_post_backward_final_callback()
+
+    def _owner(self, live: Tensor) -> FSDPParam:
+        """What FSDP2 keeps of a gathered parameter (which it makes once, when it first gathers it)."""
+        if id(live) not in self._gathered:
+            for module in self._chunks.values():
+                self._gathered |= {id(p.unsharded_param): p for p in sharded_parameters(module) if _was_gathered(p)}
+        return self._gathered[id(live)]
 
     def finish(self) -> None:
         for parameter in self._parameters:
             grad = parameter.live.grad
             parameter.gradient = torch.zeros_like(parameter.master) if grad is None else local_tensor(grad)
+
+
+def sharded_parameters(module: nn.Module) -> Iterator[FSDPParam]:
+    """FSDP2's own record of every parameter in a chunk."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            for group in unit._get_fsdp_state()._fsdp_param_groups:
+                yield from group.fsdp_params
+
+
+def _was_gathered(parameter: FSDPParam) -> bool:
+    return hasattr(parameter, "_unsharded_param")
+
+
+def _accumulate_in_one_format(parameter: FSDPParam) -> None:
+    """FSDP2 reduces a unit in one call and wants one format in it. Gradients that came with the inputs (norms) may
+    still be as they were computed, and zeros for those that were reduced a microbatch early would be."""
+    if parameter.reduce_dtype is None or not _was_gathered(parameter):
+        return
+    live, precise = parameter.unsharded_param, parameter.reduce_dtype
+    if parameter.unsharded_accumulated_grad is None and live.grad is None:
+        parameter.unsharded_accumulated_grad = torch.zeros_like(live, dtype=precise)
+    elif parameter.unsharded_accumulated_grad is None:
+        parameter.to_accumulated_grad_if_needed()

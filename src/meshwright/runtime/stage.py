@@ -204,16 +204,19 @@ class StageModule(nn.Module):
 
 @dataclass(frozen=True)
 class Stage:
-    """A chunk with storage: the module and the slice behind each of its parameters."""
+    """A chunk with storage: the module and the slice behind each of its parameters. `masters`: the weights as they came
+    of those that the module stores less precisely (where they were asked for)."""
 
     module: StageModule
     slices: dict[str, TensorSlice]
+    masters: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
 class StageOptions:
     """How chunks compute: weights' dtype, where, and what is recomputed. `contexts` wrap recomputation; `context` is
-    this rank's part of the sequence under context parallelism."""
+    this rank's part of the sequence under context parallelism. `masters`: weights are also kept as precisely as they
+    come."""
 
     dtype: torch.dtype
     device: torch.device
@@ -223,6 +226,7 @@ class StageOptions:
     attention: str = "sdpa"
     dropout: DropoutState = field(default_factory=DropoutState)
     context: ContextShard | None = None
+    masters: bool = False
 
 
 def build_stage(
@@ -244,8 +248,10 @@ def build_stage(
     if options.recompute is Recompute.FULL:
         recompute_layers(module.layers, options.recompute_every, contexts)
     slices = parameter_slices(module, splitter)
-    materialize(module, slices, source, options.dtype, options.device, tp_mesh)
+    masters: dict[str, Tensor] = {}
+    kept = masters if options.masters else None
+    materialize(module, slices, source, options.dtype, options.device, tp_mesh, kept)
     for part in module.modules():
         if any(buffer.is_meta for buffer in part.buffers(recurse=False)):  # of modules without parameters
             draw_buffers(part, whole, options.device)
-    return Stage(module, slices)
+    return Stage(module, slices, masters)

@@ -107,14 +107,19 @@ def materialize(
     dtype: torch.dtype,
     device: torch.device,
     tp_mesh: DeviceMesh | None,
+    masters: dict[str, Tensor] | None = None,
 ) -> None:
     """Fill every meta parameter of a split stage with its slice, and every buffer that is saved with the model. Split
-    parameters become DTensors on the tp mesh."""
+    parameters become DTensors on the tp mesh. `masters` gets the values of those that are stored less precisely than
+    they come."""
     filled: dict[int, nn.Parameter] = {}
     for name, parameter in list(stage.named_parameters(remove_duplicate=False)):
         owner_name, _, tensor_name = name.rpartition(".")
         if id(parameter) not in filled:
-            filled[id(parameter)] = _filled(slices[name], source, dtype, device, tp_mesh)
+            given = source.read(slices[name])
+            filled[id(parameter)] = _filled(slices[name], given, dtype, device, tp_mesh)
+            if masters is not None and given.dtype.itemsize > dtype.itemsize:
+                masters[name] = given.to(device=device, copy=True).contiguous()
         stage.get_submodule(owner_name).register_parameter(tensor_name, filled[id(parameter)])
     for name, buffer in saved_buffers(stage).items():
         owner_name, _, tensor_name = name.rpartition(".")
@@ -129,9 +134,9 @@ def saved_buffers(stage: nn.Module) -> dict[str, Tensor]:
 
 
 def _filled(
-    piece: TensorSlice, source: WeightSource, dtype: torch.dtype, device: torch.device, tp_mesh: DeviceMesh | None
+    piece: TensorSlice, given: Tensor, dtype: torch.dtype, device: torch.device, tp_mesh: DeviceMesh | None
 ) -> nn.Parameter:
-    local = source.read(piece).to(device=device, dtype=dtype, copy=True).contiguous()
+    local = given.to(device=device, dtype=dtype, copy=True).contiguous()
     if tp_mesh is None or piece.dim is None or not piece.on_tp_mesh:
         return nn.Parameter(local)
     shape = torch.Size((*piece.shape[: piece.dim], piece.length, *piece.shape[piece.dim + 1 :]))

@@ -129,8 +129,8 @@ def generate_rank(job: GenerationJob, device: Device) -> RankResult:
     dtype = COMPUTE_DTYPES[config.precision]
     schedule = pipeline_schedule(config, forward_only=True)
     source = weight_source(job)
-    chunks, _ = build_chunks(config, job.model_config, groups, source, options, schedule, dtype, None)
-    (stage,) = chunks.values()
+    chunks = build_chunks(config, job.model_config, groups, source, options, schedule, dtype, None)
+    (stage,) = (chunk.module for chunk in chunks.values())
     stage.eval()
     pp = groups.axis("pp")
     back = dist.new_group(list(pp.ranks), use_local_synchronization=True, group_desc=f"tokens:{pp.ranks[0]}")
