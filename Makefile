@@ -86,6 +86,11 @@ dryrun-check: $(STAMP)
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/bench_runtime.py
 
+## make bench-serving    output tokens/s of generate and of vLLM's CPU build at four layouts beside plain transformers
+.PHONY: bench-serving
+bench-serving: $(STAMP)
+	$(TEST_ENV) PYTHONPATH=. $(BIN)/python benchmarks/bench_serving.py
+
 ## make doctor-check     runs with one planted fault each: what doctor efficiency ranks first (about 3 min)
 doctor-check: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.doctor_check

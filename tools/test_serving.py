@@ -2,8 +2,8 @@
 
 A small Llama is trained at dp2 x tp2 x pp2 by `meshwright train`; its checkpoint is served by `meshwright serve` at
 tp2, pp2, tp2 x pp2 and dp2, checked by `meshwright check-serving` (tokens, ranks, 32 streaming clients, some leave),
-generated from by `meshwright generate`, and stopped; nothing may be left running. Out: a line per layout, exit code 1
-where anything differs.
+generated from by `meshwright generate`, and stopped; nothing may be left running. vLLM's own parser and registry are
+asked about what is written and refused. Out: a line per layout, exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from typing import Any
 import yaml
 from tools.serving_env import HERE, make
 
+from meshwright.layout.config import HybridParallelConfig
+from meshwright.plan import Plan, ServingWorkload
+from meshwright.serving.arguments import VllmOptions, vllm_launch
 from meshwright.serving.refusals import WITHOUT_PIPELINE
 from meshwright.serving.server import QUIET_ENVIRONMENT, session_members
 
@@ -49,6 +52,31 @@ from vllm.model_executor.models.registry import ModelRegistry
 names = json.loads(sys.argv[1])
 print(json.dumps([n for n in names if ModelRegistry.models[n].inspect_model_cls().supports_pp]))
 """
+ASK_PARSER = """
+import json, sys
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+for words in json.loads(sys.argv[1]):
+    args = parser.parse_args(words)
+    args.model = args.model_tag
+    told = AsyncEngineArgs.from_cli_args(args).kv_transfer_config
+    if told is not None:
+        KVConnectorFactory.get_connector_class_by_name(told.kv_connector)
+"""
+PARSED: tuple[tuple[str, dict[str, int], dict[str, Any], dict[str, Any]], ...] = (
+    # (model, split, workload, options): one of every kind of command that is written
+    ("llama-3.1-70b", {"tp": 8, "pp": 2}, {"batch": 64}, {"node_gpus": 8, "head_address": "10.0.0.1"}),
+    ("llama-3.1-70b", {"tp": 2, "dp": 8}, {"kv_bytes_per_element": 1.0}, {"node_gpus": 8}),
+    ("llama-3.1-70b", {"tp": 2, "dp": 8}, {}, {"node_gpus": 8, "balancing": "hybrid"}),
+    ("llama-3.1-70b", {"tp": 2, "dp": 8}, {}, {"node_gpus": 8, "balancing": "external"}),
+    ("mixtral-8x7b", {"tp": 2, "dp": 4, "ep": 4}, {"pass_tokens": 4096}, {"executor": "mp"}),
+    ("llama-3.1-70b", {"tp": 4}, {"pool": "prefill", "kv_connector": "NixlConnector"}, {}),
+    ("llama-3.1-70b", {"tp": 4}, {"pool": "decode", "kv_connector": "NixlConnector"}, {}),
+    ("llama-3.1-70b", {"tp": 2, "pp": 2}, {"pool": "prefill", "kv_connector": "NixlPushConnector"}, {}),
+)
 
 
 def meshwright(*words: object) -> subprocess.CompletedProcess[str]:
@@ -155,6 +183,19 @@ def registry_agrees(python: Path) -> bool:
     return json.loads(done.stdout.strip().splitlines()[-1]) == []
 
 
+def parser_takes_all(python: Path) -> str:
+    """What vLLM's own parser says against a command of every kind that is written; empty where it takes all."""
+    commands: list[list[str]] = []
+    for model, sizes, section, options in PARSED:
+        workload = ServingWorkload(kind="serving", prompt=1024, output=256, **section)
+        plan = Plan.from_parts(model, HybridParallelConfig(**sizes), workload)
+        launch = vllm_launch(plan, VllmOptions(model=str(HERE), **options))  # a folder: names are looked up at once
+        commands += [p.command()[2:] for p in launch.processes]
+    asked = [python, "-c", ASK_PARSER, json.dumps(commands)]
+    done = subprocess.run(asked, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return done.stderr[-2000:] if done.returncode else ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=sorted(LAYOUTS), action="append", help="layouts; default all")
@@ -187,6 +228,10 @@ def main() -> int:
     if not registry_agrees(python):
         print("vLLM's registry has pipeline support for an architecture of serving.refusals.WITHOUT_PIPELINE")
         return 1
+    if refused := parser_takes_all(python):
+        print(f"vLLM's parser refuses arguments of serving.arguments: {refused}")
+        return 1
+    print(f"vLLM's parser takes the commands of {len(PARSED)} kinds of plans, pools and their connectors among them")
     return 0 if all(good(found) for found in results.values()) else 1
 
 

@@ -120,47 +120,57 @@ def check_job(job: GenerationJob) -> None:
             )
 
 
+class GenerationRank:
+    """A rank of the job with its weights in place; `answer` may be called any number of times."""
+
+    def __init__(self, job: GenerationJob, device: Device) -> None:
+        self._job, self._device, self._config = job, device, generation_config(job.config)
+        check_same_plan(f"{job.digest} {job.prompts} {job.sampling} {job.new_tokens}", _get_default_store())
+        self._groups = groups = ProcessGroupManager(self._config, device)
+        self._dtype = COMPUTE_DTYPES[self._config.precision]
+        schedule = pipeline_schedule(self._config, forward_only=True)
+        source, options = weight_source(job), EngineOptions(seq=1)
+        chunks = build_chunks(self._config, job.model_config, groups, source, options, schedule, self._dtype, None)
+        (self._stage,) = (chunk.module for chunk in chunks.values())
+        self._stage.eval()
+        ranks = list(groups.axis("pp").ranks)
+        back = dist.new_group(ranks, use_local_synchronization=True, group_desc=f"tokens:{ranks[0]}")
+        assert isinstance(back, dist.ProcessGroup)
+        self._back = back
+
+    def answer(self) -> RankResult:
+        """All prompts of this rank's replica, from their first token to their last."""
+        job, config, groups = self._job, self._config, self._groups
+        pp, tp = groups.axis("pp"), groups.axis("tp")
+        mine = range(groups.axis("dp").rank, len(job.prompts), config.dp)
+        own_batches = batches(job, list(mine), config, self._device.torch)
+        dist.barrier()
+        started = time.perf_counter()
+        shown = job.show_progress and groups.rank == 0
+        with GenerationProgress(len(mine) * job.new_tokens, shown) as progress, torch.inference_mode():
+            pipeline = GenerationPipeline(
+                self._stage,
+                pp,
+                self._back,
+                tp,
+                job.sampling,
+                job.new_tokens,
+                job.ends,
+                self._dtype,
+                self._device.torch,
+                progress.add,
+            )
+            with groups.recorder.during(Phase.FORWARD):
+                pipeline.run(own_batches, max(1, min(config.pp, len(own_batches))))
+        seconds = time.perf_counter() - started
+        answers = ((n, new) for batch in own_batches for n, new in zip(batch.numbers, batch.new, strict=True))
+        found = {number: new for number, new in answers if number != FILLER}
+        return RankResult(found if tp.is_first and pp.is_first else {}, seconds, groups.recorder.traffic())
+
+
 def generate_rank(job: GenerationJob, device: Device) -> RankResult:
     """The whole job of one rank."""
-    config = generation_config(job.config)
-    check_same_plan(f"{job.digest} {job.prompts} {job.sampling} {job.new_tokens}", _get_default_store())
-    groups = ProcessGroupManager(config, device)
-    options = EngineOptions(seq=1)
-    dtype = COMPUTE_DTYPES[config.precision]
-    schedule = pipeline_schedule(config, forward_only=True)
-    source = weight_source(job)
-    chunks = build_chunks(config, job.model_config, groups, source, options, schedule, dtype, None)
-    (stage,) = (chunk.module for chunk in chunks.values())
-    stage.eval()
-    pp = groups.axis("pp")
-    back = dist.new_group(list(pp.ranks), use_local_synchronization=True, group_desc=f"tokens:{pp.ranks[0]}")
-    assert isinstance(back, dist.ProcessGroup)
-    mine = range(groups.axis("dp").rank, len(job.prompts), config.dp)
-    first = groups.rank == 0
-    own_batches = batches(job, list(mine), config, device.torch)
-    dist.barrier()
-    started = time.perf_counter()
-    share = len(mine) * job.new_tokens
-    with GenerationProgress(share, job.show_progress and first) as progress, torch.inference_mode():
-        pipeline = GenerationPipeline(
-            stage,
-            pp,
-            back,
-            groups.axis("tp"),
-            job.sampling,
-            job.new_tokens,
-            job.ends,
-            dtype,
-            device.torch,
-            progress.add,
-        )
-        with groups.recorder.during(Phase.FORWARD):
-            pipeline.run(own_batches, max(1, min(config.pp, len(own_batches))))
-    seconds = time.perf_counter() - started
-    answers = ((n, new) for batch in own_batches for n, new in zip(batch.numbers, batch.new, strict=True))
-    found = {number: new for number, new in answers if number != FILLER}
-    speaks = groups.axis("tp").is_first and pp.is_first
-    return RankResult(found if speaks else {}, seconds, groups.recorder.traffic())
+    return GenerationRank(job, device).answer()
 
 
 def batches(
