@@ -1,9 +1,10 @@
 """`make bench-planner`: how fast configurations are evaluated and searched, on one core, and llm-analysis beside it.
 
-Prints a table and writes build/bench-planner.json. Figures: configurations per second of `cost.evaluate` over at least
-a million rows; seconds from question to ranked answer and peak memory of four searches, each in a process of its own;
-seconds per row as the space grows; the command line with its start-up; llm-analysis (PyPI) on the same estimate.
-Rates are per CPU second of one core, which is what the clock on the wall shows on an idle machine; searches give both.
+Prints a table and writes build/bench-planner.json. Figures: configurations per second over at least a million rows, of
+`screen` as a search calls it and of `evaluate` in full; seconds from question to ranked answer and peak memory of four
+searches, each in a process of its own; seconds per row as the space grows; the command line with its start-up;
+llm-analysis (PyPI) on the same estimate. Rates are per CPU second of one core, what the clock on the wall shows on an
+idle machine; searches give both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshwright import hardware, models
-from meshwright.cost.evaluate import CHUNK_ROWS, estimate, evaluate
+from meshwright.cost.evaluate import CHUNK_ROWS, estimate, evaluate, screen
 from meshwright.cost.stack import default_stack
 from meshwright.cost.workload import Workload
 from meshwright.layout.config import HybridParallelConfig, Recompute
@@ -83,7 +84,10 @@ def evaluation_rate(rows_wanted: int) -> dict[str, float]:
                 model, cluster = models.load(name), hardware.load(cluster_name, gpus=gpus)
                 for _, chunk in space(model, cluster, seq, gpus, batch).chunks(CHUNK_ROWS):
                     start = time.process_time()
-                    evaluate(model, cluster, Workload(seq=seq), chunk, prune=prune)
+                    if prune:
+                        screen(model, cluster, Workload(seq=seq), chunk)
+                    else:
+                        evaluate(model, cluster, Workload(seq=seq), chunk)
                     seconds += time.process_time() - start
                     done += len(chunk)
                 if done >= rows_wanted:

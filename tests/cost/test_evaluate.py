@@ -14,7 +14,7 @@ from meshwright.cost.candidates import Candidates
 from meshwright.cost.collectives import call_seconds
 from meshwright.cost.device import network
 from meshwright.cost.estimate import TIME_PARTS
-from meshwright.cost.evaluate import estimate, evaluate
+from meshwright.cost.evaluate import estimate, evaluate, screen
 from meshwright.cost.stack import default_stack, stack_for, stacks
 from meshwright.cost.workload import Workload
 from meshwright.hardware.load import load
@@ -23,6 +23,7 @@ from meshwright.layout.config import ContextVariant, HybridParallelConfig, Recom
 from meshwright.ledger import Collective
 from meshwright.models.from_config import spec_from_config
 from meshwright.models.spec import ModelSpec
+from meshwright.planner.enumerate import space
 
 WORKLOAD = Workload(4096)
 
@@ -151,6 +152,23 @@ def test_pruned_rows_have_infinite_time_and_the_others_are_unchanged() -> None:
     assert whole.fits.tolist() == pruned.fits.tolist() == [False, True]
     assert np.isinf(pruned.step_s[0])
     assert pruned.step_s[1] == whole.step_s[1]
+
+
+@pytest.mark.parametrize("framework", ["megatron-core", "nanotron"])
+def test_a_screening_says_what_the_full_evaluation_says(framework: str) -> None:
+    stack = stacks()[framework]
+    model = replace(DENSE, pattern=DENSE.pattern * 3)
+    _, candidates = next(space(model, CLUSTER, WORKLOAD.seq, CLUSTER.gpus, 512).chunks(3000))
+    full = evaluate(model, CLUSTER, WORKLOAD, candidates, stack, prune=True)
+    quick = screen(model, CLUSTER, WORKLOAD, candidates, stack)
+    assert full.fits.any()
+    assert not full.fits.all()
+    assert np.array_equal(quick.fits, full.fits)
+    assert np.array_equal(quick.memory_bytes, full.memory_bytes)
+    assert np.allclose(quick.step_s, full.step_s, rtol=1e-14, atol=0.0)
+    row = int(np.argmin(quick.step_s))
+    alone = estimate(model, CLUSTER, WORKLOAD, candidates.config(row), stack)
+    assert quick.step_s[row] == pytest.approx(alone.time.step_s, rel=1e-12)
 
 
 def test_a_long_set_is_priced_in_chunks_like_a_short_one() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.candidates import Candidates, Chunk, unit_keys
 from meshwright.cost.memory import training_memory
 from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import stacks
@@ -32,7 +32,7 @@ def test_parts_add_up_to_the_peak_of_every_row(name: str, framework: str) -> Non
     found = space(model, cluster, 8192, 16, 24)
     some = found.take(np.random.default_rng(1).permutation(len(found.counts))[:80])
     for chunk in (c for _, found in some.chunks(4000) for c in (found, exchanged(found))):
-        peak, stage = peak_memory(model, cluster, workload, chunk, stack)
+        peak, stage = peak_memory(model, cluster, workload, Chunk.of(chunk), stack)
         roles = stages(model, chunk)
         alone = training_memory(model, cluster, workload, chunk, roles, unit_keys(chunk), stack)
         assert np.allclose(peak, alone.peak_bytes, rtol=1e-12)

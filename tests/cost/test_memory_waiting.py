@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.cost.shapes import decoder
 
-from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.candidates import Candidates, Chunk, unit_keys
 from meshwright.cost.memory import MemoryArrays, training_memory
 from meshwright.cost.memory_peak import peak_memory
 from meshwright.cost.stack import Stack
@@ -30,7 +30,7 @@ def memory(stack: Stack, *configs: HybridParallelConfig, model: ModelSpec = MODE
     candidates = Candidates.from_configs(configs)
     keys = unit_keys(candidates)
     found = training_memory(model, CLUSTER, WORK, candidates, stages(model, candidates), keys, stack)
-    peak, _ = peak_memory(model, CLUSTER, WORK, candidates, stack)
+    peak, _ = peak_memory(model, CLUSTER, WORK, Chunk.of(candidates), stack)
     assert np.allclose(peak, found.peak_bytes, rtol=1e-12)
     return found
 

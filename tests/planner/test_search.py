@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.planner.toys import cluster, dense, moe
 
+from meshwright.cost.candidates import Chunk
 from meshwright.cost.evaluate import estimate, evaluate
-from meshwright.cost.memory_peak import peak_memory
+from meshwright.cost.memory_peak import peak_bytes
 from meshwright.cost.stack import default_stack, stacks
 from meshwright.cost.workload import Workload
 from meshwright.errors import InputError
@@ -112,10 +113,10 @@ def test_a_frame_whose_lean_states_do_not_fit_has_none_that_does(name: str, fram
     some = found.take(np.random.default_rng(2).permutation(len(found.counts))[:300])
     rows = np.repeat(np.arange(300), some.counts)
     least, leanest = np.full(300, np.inf), np.full(300, np.inf)
-    memory = [peak_memory(model, machine, work, chunk, stack)[0] for _, chunk in some.chunks()]
+    memory = [peak_bytes(model, machine, work, Chunk.of(chunk), stack) for _, chunk in some.chunks()]
     np.minimum.at(least, rows, np.concatenate(memory))
     rows = np.repeat(np.arange(300), some.lean.counts)
-    memory = [peak_memory(model, machine, work, chunk, stack)[0] for _, chunk in some.lean.chunks()]
+    memory = [peak_bytes(model, machine, work, Chunk.of(chunk), stack) for _, chunk in some.lean.chunks()]
     np.minimum.at(leanest, rows, np.concatenate(memory))
     assert len(some.lean) < len(some) / 4
     assert np.array_equal(least, leanest)

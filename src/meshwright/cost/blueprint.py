@@ -12,6 +12,7 @@ ends in one, and what every stage does whatever it holds. A stage is a vector of
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -20,10 +21,10 @@ from meshwright.cost.candidates import (
     STATE_KNOBS,
     UNIT_COLUMNS,
     Candidates,
+    Chunk,
     FloatArray,
     IntArray,
     UnitKeys,
-    runs,
 )
 from meshwright.cost.layers import end_memory, layer_memory
 from meshwright.cost.memory import stage_parameters, state_bytes
@@ -53,20 +54,20 @@ class Blueprint:
     """Levels, and indices from the finer level to the coarser one.
 
     units [u], states [d], shapes [p]; blocks [b] = unit x shape x dp; flows [w] = block x schedule x microbatches;
-    cells [e] = state x shape; pairs [f] = block x cell; `flow_of` and `pair_of` [n]. `holds` [p, S, R] counts the roles
+    cells [e] = state x shape; `flow_of`, `block_of` and `cell_of` [n]. `holds` [p, S, R] counts the roles
     of a stage. Traffic terms are [u, R], [d, R] and [b, 1].
     """
 
     model: ModelSpec
     workload: Workload
-    candidates: Candidates
+    chunk: Chunk  # of the candidates [n]
+    zero: IntArray  # [n]
     stages: Stages  # of the shapes [p, S]
     holds: FloatArray
     units: Candidates
     states: Candidates
     blocks: Candidates
     cells: Candidates
-    pairs: Candidates
     unit_of_block: IntArray
     shape_of_block: IntArray
     state_of_cell: IntArray
@@ -74,60 +75,71 @@ class Blueprint:
     flows: Candidates
     block_of_flow: IntArray
     flow_of: IntArray
-    block_of_pair: IntArray
-    cell_of_pair: IntArray
-    pair_of: IntArray
+    block_of: IntArray
+    cell_of: IntArray
     unit_terms: tuple[TrafficTerm, ...]
     state_terms: tuple[TrafficTerm, ...]
     pipeline_terms: tuple[TrafficTerm, ...]
     optimizer_bytes: FloatArray  # [e, S]
 
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The candidates as rows of their own: a search never asks."""
+        return self.chunk.take(np.arange(len(self.chunk)))
+
 
 def blueprint(model: ModelSpec, workload: Workload, candidates: Candidates, stack: Stack) -> Blueprint:
     """Find every distinct thing among the candidates."""
-    run = runs(candidates)
-    shape = stage_keys(candidates, run)
-    shapes = role_table(model, shape)
+    return blueprint_of(model, workload, Chunk.of(candidates), stack)
+
+
+def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stack) -> Blueprint:
+    """Find every distinct thing among the rows of a chunk."""
+    heads = chunk.heads
+    shape = stage_keys(heads)
+    shapes, shape_of = role_table(model, shape), shape.inverse
 
     def of(*names: str) -> list[IntArray]:
-        return [getattr(candidates, name) for name in names]
+        return [getattr(heads, name) for name in names]
 
-    unit_row, unit = run.distinct(of(*UNIT_FRAME), of("recompute", "recompute_every"))
-    state_row, state = run.distinct(of(*STATE_FRAME), of("zero", "zero_shards"))
-    block_row, block = run.distinct([shape.inverse, candidates.dp, candidates.pp, OVERLAP[candidates.schedule]], [unit])
-    flow_row, flow = run.distinct(of("schedule", "dp", "micro_batch", "global_batch"), [block])
-    cell_row, cell = run.distinct([shape.inverse], [state])
-    pair_row, pair = run.distinct([candidates.global_batch], [block, cell])
-    units, states = _single_microbatch(candidates.take(unit_row)), _single_microbatch(candidates.take(state_row))
-    blocks, cells = _single_microbatch(candidates.take(block_row)), _single_microbatch(candidates.take(cell_row))
+    def shape_at(rows: IntArray) -> IntArray:
+        return shape_of.take(chunk.of_row.take(rows))
+
+    unit_row, unit = chunk.distinct(of(*UNIT_FRAME), chunk.saving)
+    state_row, state = chunk.distinct(of(*STATE_FRAME), chunk.sharding)
+    of_unit, of_state = (unit, len(unit_row)), (state, len(state_row))
+    block_row, block = chunk.distinct([shape_of, heads.dp, heads.pp, OVERLAP[heads.schedule]], of_unit)
+    flow_row, flow = chunk.distinct(of("schedule", "dp", "micro_batch", "global_batch"), (block, len(block_row)))
+    cell_row, cell = chunk.distinct([shape_of], of_state)
+    units, states = _single_microbatch(chunk.take(unit_row)), _single_microbatch(chunk.take(state_row))
+    blocks, cells = _single_microbatch(chunk.take(block_row)), _single_microbatch(chunk.take(cell_row))
     of_units = scene(model, workload, units, _role_stages(model, len(units)), _own(units))
     of_states = scene(model, workload, states, _role_stages(model, len(states)), _own(states))
     of_blocks = scene(model, workload, blocks, _boundary(model, len(blocks)), _own(blocks))
     return Blueprint(
         model=model,
         workload=workload,
-        candidates=candidates,
+        chunk=chunk,
+        zero=chunk.candidates.zero.take(chunk.rows),
         stages=shapes,
         holds=_holdings(shapes),
         units=units,
         states=states,
         blocks=blocks,
         cells=cells,
-        pairs=candidates.take(pair_row),
         unit_of_block=unit[block_row],
-        shape_of_block=shape.inverse[block_row],
+        shape_of_block=shape_at(block_row),
         state_of_cell=state[cell_row],
-        shape_of_cell=shape.inverse[cell_row],
-        flows=candidates.take(flow_row),
+        shape_of_cell=shape_at(cell_row),
+        flows=chunk.take(flow_row),
         block_of_flow=block[flow_row],
         flow_of=flow,
-        block_of_pair=block[pair_row],
-        cell_of_pair=cell[pair_row],
-        pair_of=pair,
+        block_of=block,
+        cell_of=cell,
         unit_terms=tuple(layer_terms(of_units)),
         state_terms=tuple(state_terms(of_states)),
         pipeline_terms=tuple(pipeline_terms(of_blocks)),
-        optimizer_bytes=_optimizer_bytes(model, workload, stack, cells, shapes.take(shape.inverse[cell_row])),
+        optimizer_bytes=_optimizer_bytes(model, workload, stack, cells, shapes.take(shape_at(cell_row))),
     )
 
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.blueprint import blueprint
-from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
+from meshwright.cost.blueprint import blueprint, blueprint_of
+from meshwright.cost.candidates import BoolArray, Candidates, Chunk, FloatArray, unit_keys
 from meshwright.cost.confidence import confidence
 from meshwright.cost.device import device_of
 from meshwright.cost.device import network as network_constants
 from meshwright.cost.estimate import TIME_PARTS, Estimate, Evaluation, Memory, StageMemory, StepTime
 from meshwright.cost.memory import MemoryArrays, training_memory
-from meshwright.cost.memory_peak import peak_memory
+from meshwright.cost.memory_peak import peak_bytes, peak_memory
 from meshwright.cost.shared_cores import taking_turns
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
-from meshwright.cost.step import Machine, StepArrays, step_arrays, under_pressure
+from meshwright.cost.step import Machine, StepArrays, step_arrays, step_seconds, under_pressure
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
 from meshwright.cost.traffic import RankPlace, ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
@@ -65,6 +65,34 @@ def evaluate(
     chunks = [candidates.take(np.arange(end - CHUNK_ROWS, min(end, len(candidates)))) for end in ends]
     parts = [_evaluate_chunk(model, workload, machine, chunk, prune) for chunk in chunks]
     return _joined(candidates, parts)
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Arrays [n] over candidates: what a search keeps or leaves them by. The step of one that does not fit is inf."""
+
+    candidates: Candidates
+    memory_bytes: FloatArray
+    fits: BoolArray
+    step_s: FloatArray
+
+
+def screen(
+    model: ModelSpec, cluster: Cluster, workload: Workload, candidates: Candidates, stack: Stack | None = None
+) -> Screening:
+    """`evaluate(.., prune=True)` without parts and rates: memory of every candidate, time of those that fit."""
+    machine = machine_of(cluster, stack)
+    if machine.stack.pressure_s or cluster.shared_cores is not None:  # the step is more than its parts
+        full = evaluate(model, cluster, workload, candidates, stack, prune=True)
+        return Screening(candidates, full.memory_bytes, full.fits, full.step_s)
+    chunk = Chunk.of(candidates)
+    memory_bytes = peak_bytes(model, cluster, workload, chunk, machine.stack)
+    fits = memory_bytes <= float(cluster.accelerator.memory_bytes)
+    rows = np.flatnonzero(fits)
+    step_s = np.full(len(candidates), np.inf)
+    if len(rows):
+        step_s[rows] = step_seconds(blueprint_of(model, workload, chunk.only(rows), machine.stack), machine)
+    return Screening(candidates, memory_bytes, fits, step_s)
 
 
 def estimate(
@@ -126,14 +154,15 @@ def _evaluate_chunk(
     cluster = machine.cluster
     capacity = float(cluster.accelerator.memory_bytes)
     n = len(candidates)
-    memory_bytes, peak_stage = peak_memory(model, cluster, workload, candidates, machine.stack)
+    chunk = Chunk.of(candidates)
+    memory_bytes, peak_stage = peak_memory(model, cluster, workload, chunk, machine.stack)
     fits = memory_bytes <= capacity
     rows = np.flatnonzero(fits) if prune else np.arange(n)
     parts: dict[str, FloatArray] = {name: np.zeros(n) for name in TIME_PARTS}
     step_s = np.full(n, np.inf)
     if len(rows):
         timed = candidates.take(rows)
-        step = step_arrays(blueprint(model, workload, timed, machine.stack), machine, detail=False)
+        step = step_arrays(blueprint_of(model, workload, chunk.only(rows), machine.stack), machine, detail=False)
         step = taking_turns(under_pressure(step, timed, memory_bytes[rows], machine), timed, cluster)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():

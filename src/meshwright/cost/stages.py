@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray, Runs, distinct
+from meshwright.cost.candidates import SCHEDULES, BoolArray, Candidates, IntArray, distinct
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.split import even_split
 from meshwright.models.spec import ModelSpec
@@ -64,22 +64,22 @@ def is_v_shaped(candidates: Candidates) -> BoolArray:
     return np.array([s in V_SHAPED for s in SCHEDULES])[candidates.schedule]
 
 
-def stage_keys(candidates: Candidates, stretches: Runs | None = None) -> StageKeys:
-    """Distinct (pp, vpp, V-shaped, layer split) among the candidates; told apart once per run where runs are given."""
-    rows = candidates if stretches is None else candidates.take(stretches.starts)
+def stage_keys(candidates: Candidates) -> StageKeys:
+    """Distinct (pp, vpp, V-shaped, layer split) among the candidates."""
     split_of: dict[tuple[int, ...] | None, int] = {None: 0}
-    splits = np.zeros(len(rows), dtype=np.int64)
-    if rows.splits is not None:
-        splits = np.array([split_of.setdefault(s, len(split_of)) for s in rows.splits], dtype=np.int64)
-    first, inverse = distinct([rows.pp, rows.vpp, is_v_shaped(rows), splits])
+    splits = np.zeros(len(candidates), dtype=np.int64)
+    if candidates.splits is not None:
+        splits = np.array([split_of.setdefault(s, len(split_of)) for s in candidates.splits], dtype=np.int64)
+    v_shaped = is_v_shaped(candidates)
+    first, inverse = distinct([candidates.pp, candidates.vpp, v_shaped, splits])
     known = list(split_of)
     chosen: list[int] = splits[first].tolist()
     return StageKeys(
-        pp=rows.pp[first],
-        vpp=rows.vpp[first],
-        v_shaped=is_v_shaped(rows)[first],
+        pp=candidates.pp[first],
+        vpp=candidates.vpp[first],
+        v_shaped=v_shaped[first],
         splits=tuple(known[i] for i in chosen),
-        inverse=inverse if stretches is None else inverse[stretches.of_row],
+        inverse=inverse,
     )
 
 

@@ -95,36 +95,76 @@ def messages_of(plan: Blueprint, machine: Machine) -> Messages:
     )
 
 
+def step_seconds(plan: Blueprint, machine: Machine) -> FloatArray:
+    """`step_arrays(..).step_s` [n] without its parts: what a search asks of millions."""
+    found = _Levels.of(plan, machine, kernels_of(plan, machine), messages_of(plan, machine), hidden=False)
+    step_s, waiting = found.step(plan)
+    step_s += waiting
+    return step_s
+
+
 def assembled(
     plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages, detail: bool = True
 ) -> StepArrays:
     """The step from the seconds of its kernels and messages."""
-    stack = machine.stack
-    turn = turns(plan, kernels, messages, stack, machine.cluster)
+    found = _Levels.of(plan, machine, kernels, messages, hidden=detail)
+    step_s, waiting = found.step(plan)
     flow, block = plan.flow_of, plan.block_of_flow
-    count = np.maximum(plan.flows.microbatches, 1).astype(np.float64)
-    flowing = {name: count * turn.parts[name][block] for name in BLOCK_PARTS}
-    flowing["bubble"] = _bubble(plan, turn)
-    flowing["host"] += stack.step_host_s
-    data, hidden = _data_parallel(plan, turn, messages.state, stack)
-    optimizer = plan.optimizer_bytes.max(axis=1) * (stack.optimizer_passes / machine.bandwidth)
-    once = data + optimizer[plan.cell_of_pair]
-    step_s = np.sum(list(flowing.values()), axis=0)[flow] + once[plan.pair_of]
-    nodes = np.maximum(plan.flows.world / machine.cluster.gpus_per_node, 1.0)
-    waiting = (stack.straggler * np.log2(nodes))[flow] * step_s
-    parts = {name: seconds[flow] for name, seconds in flowing.items()}
-    parts["dp"] = data[plan.pair_of] + waiting
-    parts["optimizer"] = optimizer[plan.cell_of_pair][plan.pair_of]
+    parts = {name: seconds[flow] for name, seconds in found.flowing.items()}
+    parts["dp"] = found.data + waiting
+    parts["optimizer"] = found.optimizer[plan.cell_of]
     overlapped: dict[str, FloatArray] = {}
     if detail:
-        overlapped = {axis: (count * seconds[block])[flow] for axis, seconds in turn.hidden.items()}
-        overlapped["dp"] = hidden[plan.pair_of]
+        overlapped = {axis: (found.count * seconds[block])[flow] for axis, seconds in found.turn.hidden.items()}
+        overlapped["dp"] = found.hidden
     return StepArrays(
         parts_s=parts,
         hidden_s=overlapped,
-        pace_stage=turn.pace_stage[block][flow],
+        pace_stage=found.turn.pace_stage[block][flow],
         step_s=step_s + waiting,
     )
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """Seconds of the levels: `flowing` by part, the microbatches `count` and the share `waiting` for slow nodes [w],
+    exposed (`data`) and hidden traffic of parameters and gradients [n], optimizer [e]."""
+
+    turn: Turns
+    count: FloatArray
+    flowing: dict[str, FloatArray]
+    waiting: FloatArray
+    data: FloatArray
+    hidden: FloatArray
+    optimizer: FloatArray
+
+    @classmethod
+    def of(cls, plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages, hidden: bool) -> _Levels:
+        stack = machine.stack
+        turn = turns(plan, kernels, messages, stack, machine.cluster)
+        count = np.maximum(plan.flows.microbatches, 1).astype(np.float64)
+        flowing = {name: count * turn.parts[name][plan.block_of_flow] for name in BLOCK_PARTS}
+        flowing["bubble"] = _bubble(plan, turn)
+        flowing["host"] += stack.step_host_s
+        nodes = np.maximum(plan.flows.world / machine.cluster.gpus_per_node, 1.0)
+        data, behind = _data_parallel(plan, turn, messages.state, stack, hidden)
+        return cls(
+            turn=turn,
+            count=count,
+            flowing=flowing,
+            waiting=stack.straggler * np.log2(nodes),
+            data=data,
+            hidden=behind,
+            optimizer=plan.optimizer_bytes.max(axis=1) * (stack.optimizer_passes / machine.bandwidth),
+        )
+
+    def step(self, plan: Blueprint) -> tuple[FloatArray, FloatArray]:
+        """Seconds of the step, and of waiting for slow nodes beside it [n]."""
+        once = self.optimizer.take(plan.cell_of)
+        once += self.data
+        step_s: FloatArray = np.sum(list(self.flowing.values()), axis=0).take(plan.flow_of)
+        step_s += once
+        return step_s, self.waiting.take(plan.flow_of) * step_s
 
 
 def _bubble(plan: Blueprint, turn: Turns) -> FloatArray:
@@ -142,10 +182,14 @@ def _bubble(plan: Blueprint, turn: Turns) -> FloatArray:
     return np.maximum(idle, 0.0)
 
 
+BLOCK_ROWS = 16_384
+"""Candidates that are worked on at once: their temporaries stay in the processor's cache."""
+
+
 def _data_parallel(
-    plan: Blueprint, turn: Turns, state: StateCommunication, stack: Stack
+    plan: Blueprint, turn: Turns, state: StateCommunication, stack: Stack, hidden: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """(exposed, hidden) seconds of parameters and gradients, of the worst stage [f].
+    """(exposed, hidden) seconds of parameters and gradients, of the worst stage [n]; the latter 0 where not wanted.
 
     A reduction hides behind a backward turn (ZeRO-0 and 1: the last microbatch's), parameter gathering of ZeRO-1 and 2
     behind the first forward turn, ZeRO-3 traffic behind the microbatch's whole turn.
@@ -153,26 +197,53 @@ def _data_parallel(
     table = np.stack([state.reduction, state.gathering, state.final], axis=2)
     cells = plan.holds[plan.shape_of_cell] @ table[plan.state_of_cell]
     # stage by stage over contiguous columns: this is the one price that is worked out for nearly every candidate
-    reduction, gathering, final = np.ascontiguousarray(cells.transpose(2, 1, 0))
-    forward, backward = np.ascontiguousarray(turn.forward.T), np.ascontiguousarray(turn.backward.T)
-    exposed, hidden = np.zeros(len(plan.pairs)), np.zeros(len(plan.pairs))
-    for fully, chosen in ((False, plan.pairs.zero < 3), (True, plan.pairs.zero == 3)):
-        rows = np.flatnonzero(chosen)
-        cell, block = plan.cell_of_pair[rows], plan.block_of_pair[rows]
-        count = np.maximum(plan.pairs.microbatches[rows], 1).astype(np.float64)
-        often = count if fully else np.where(plan.pairs.zero[rows] >= 2, count, 1.0)
-        most, behind = np.zeros(len(rows)), np.zeros(len(rows))
-        for stage in range(len(final)):
-            reduced, gathered = reduction[stage][cell], gathering[stage][cell]
-            ahead, back = forward[stage][block], backward[stage][block]
-            if fully:
-                bare, under = hide(reduced + gathered, stack.fsdp_overlap, ahead + back, stack.contention)
-                bare, under = count * bare, count * under
-            else:
-                bare, under = hide(reduced, stack.dp_overlap, back, stack.contention)
-                once, first = hide(gathered, stack.gather_overlap, ahead, stack.contention)
-                bare, under = often * bare + once, often * under + first
-            most = np.maximum(most, bare + final[stage][cell])
-            behind = np.maximum(behind, under)
-        exposed[rows], hidden[rows] = most, behind
-    return exposed, hidden
+    costs = np.ascontiguousarray(cells.transpose(2, 1, 0))
+    spans = np.ascontiguousarray(turn.forward.T), np.ascontiguousarray(turn.backward.T)
+    count = np.maximum(plan.flows.microbatches, 1).astype(np.float64).take(plan.flow_of)
+    zero = plan.zero
+    exposed, under = np.zeros(len(zero)), np.zeros(len(zero))
+    for fully, chosen in ((False, zero < 3), (True, zero == 3)):
+        every = np.flatnonzero(chosen)
+        for start in range(0, len(every), BLOCK_ROWS):
+            rows = every[start : start + BLOCK_ROWS]
+            often = count.take(rows)
+            if not fully:
+                often = np.where(zero.take(rows) >= 2, often, 1.0)
+            cell, block = plan.cell_of.take(rows), plan.block_of.take(rows)
+            exposed[rows], behind = _worst_stage(cell, block, often, fully, costs, spans, stack, hidden)
+            if hidden:
+                under[rows] = behind
+    return exposed, under
+
+
+def _worst_stage(
+    cell: IntArray,
+    block: IntArray,
+    often: FloatArray,
+    fully: bool,
+    costs: FloatArray,
+    spans: tuple[FloatArray, FloatArray],
+    stack: Stack,
+    hidden: bool,
+) -> tuple[FloatArray, FloatArray]:
+    """`_data_parallel` of some candidates that are all ZeRO-3 or none, `often` their reductions in a step. `costs`
+    [3, S, e] by cell, `spans` [S, b] by block."""
+    most, behind = np.zeros(len(cell)), np.zeros(len(cell))
+    for reduction, gathering, final, forward, backward in zip(*costs, *spans, strict=True):
+        reduced, gathered = reduction.take(cell), gathering.take(cell)
+        ahead, back = forward.take(block), backward.take(block)
+        if fully:
+            bare, under = hide(reduced + gathered, stack.fsdp_overlap, ahead + back, stack.contention)
+            bare *= often
+            under = often * under if hidden else under
+        else:
+            bare, under = hide(reduced, stack.dp_overlap, back, stack.contention)
+            once, first = hide(gathered, stack.gather_overlap, ahead, stack.contention)
+            bare *= often
+            bare += once
+            under = often * under + first if hidden else under
+        bare += final.take(cell)
+        np.maximum(most, bare, out=most)
+        if hidden:
+            np.maximum(behind, under, out=behind)
+    return most, behind

@@ -68,7 +68,7 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
     """Every block's turns."""
     names, table = _unit_table(plan, kernels, messages, stack)
     sums = plan.holds[plan.shape_of_block] @ table[plan.unit_of_block]
-    at = {name: sums[:, :, i] for i, name in enumerate(names)}
+    at = dict(zip(names, np.ascontiguousarray(sums.transpose(2, 0, 1)), strict=True))
     compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
     exposed: dict[str, FloatArray] = {}
     hidden: dict[str, FloatArray] = {}

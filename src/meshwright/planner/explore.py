@@ -11,10 +11,9 @@ from time import perf_counter
 
 import numpy as np
 
-from meshwright.cost.candidates import BoolArray, IntArray
-from meshwright.cost.estimate import Evaluation
-from meshwright.cost.evaluate import evaluate
-from meshwright.cost.memory_peak import peak_memory
+from meshwright.cost.candidates import BoolArray, Chunk, IntArray
+from meshwright.cost.evaluate import Screening, screen
+from meshwright.cost.memory_peak import peak_bytes
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
@@ -71,7 +70,7 @@ class _Tally:
         """Steps beyond this are too slow to be chosen."""
         return self.best_s / SLOWEST_SHARE
 
-    def add(self, result: Evaluation) -> None:
+    def add(self, result: Screening) -> None:
         self.priced += len(result.fits)
         self.fitting += int(np.count_nonzero(result.fits))
         roomy = result.fits & (result.memory_bytes <= self.limit_bytes)
@@ -110,7 +109,7 @@ def explore(
         for first, chunk in ordered.take(fitting).chunks(chunk_rows):
             if bounds[fitting[first]] > tally.cutoff_s:
                 break
-            tally.add(evaluate(model, cluster, workload, chunk, stack=stack, prune=True))
+            tally.add(screen(model, cluster, workload, chunk, stack))
             if progress is not None and perf_counter() - start > PROGRESS_AFTER_S:
                 progress(int(ordered.counts[: fitting[first] + 1].sum()), len(configurations))
     counts = SearchCounts(len(configurations), tally.priced, tally.fitting, perf_counter() - start)
@@ -132,7 +131,7 @@ def _blocks(lean: Space, chunk_rows: int) -> Iterator[IntArray]:
 def _frames_that_fit(model: ModelSpec, cluster: Cluster, workload: Workload, lean: Space, stack: Stack) -> BoolArray:
     """Which frames have a lean configuration that fits."""
     fits = [
-        peak_memory(model, cluster, workload, chunk, stack)[0] <= cluster.accelerator.memory_bytes
+        peak_bytes(model, cluster, workload, Chunk.of(chunk), stack) <= cluster.accelerator.memory_bytes
         for _, chunk in lean.chunks(len(lean))
     ]
     frame = np.repeat(np.arange(len(lean.counts)), lean.counts)
@@ -146,7 +145,7 @@ def _nothing(configurations: Space) -> Survivors:
     return Survivors(chunk.take(np.zeros(0, dtype=np.int64)), empty, empty)
 
 
-def _fronts_of(result: Evaluation, rows: BoolArray) -> Survivors:
+def _fronts_of(result: Screening, rows: BoolArray) -> Survivors:
     chosen = np.flatnonzero(rows)
     kept = Survivors(result.candidates.take(chosen), result.step_s[chosen], result.memory_bytes[chosen])
     return fronts(kept, mesh_ids(kept.candidates))

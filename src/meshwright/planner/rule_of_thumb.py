@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, Candidates, Chunk
 from meshwright.cost.estimate import Estimate
-from meshwright.cost.evaluate import estimate, evaluate
+from meshwright.cost.evaluate import estimate
+from meshwright.cost.memory_peak import peak_bytes
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
-from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
+from meshwright.layout.config import Precision, Recompute, Schedule
 from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.planner.enumerate import context_sizes
 from meshwright.planner.legality import legal
@@ -35,26 +36,53 @@ def rule_of_thumb(
     headroom: float,
 ) -> Estimate | None:
     """The first plan of the textbook's order that fits with the headroom, else the first that fits at all, or None."""
-    configs = list(_in_order(model, cluster, workload.seq, global_batch, precision))
-    if not configs:
+    splits = list(_in_order(model, cluster, workload.seq, global_batch))
+    if not splits:
         return None
-    candidates = Candidates.from_configs(configs)
-    rows = np.flatnonzero(legal(model, cluster, workload.seq, candidates))
-    if len(rows) == 0:
+    candidates = _textbook(splits, cluster.gpus, workload.seq, global_batch, precision)
+    candidates = candidates.take(legal(model, cluster, workload.seq, candidates))
+    if len(candidates) == 0:
         return None
-    result = evaluate(model, cluster, workload, candidates.take(rows), stack=stack, prune=True)
-    roomy = result.fits & (result.memory_bytes <= (1.0 - headroom) * cluster.accelerator.memory_bytes)
-    fits = roomy if roomy.any() else result.fits
+    memory = peak_bytes(model, cluster, workload, Chunk.of(candidates), stack)
+    fits = memory <= cluster.accelerator.memory_bytes
+    roomy = memory <= (1.0 - headroom) * cluster.accelerator.memory_bytes
+    fits = roomy if roomy.any() else fits
     if not fits.any():
         return None
-    return estimate(model, cluster, workload, configs[int(rows[int(np.argmax(fits))])], stack)
+    return estimate(model, cluster, workload, candidates.config(int(np.argmax(fits))), stack)
 
 
-def _in_order(
-    model: ModelSpec, cluster: Cluster, seq: int, global_batch: int, precision: Precision
-) -> Iterator[HybridParallelConfig]:
-    """tp within the domain, then pp at the largest tp, each with rising ep; the same again with full recompute.
-    Context parallel only where the global batch has too few sequences for the replicas."""
+def _textbook(
+    splits: list[tuple[int, ...]], gpus: int, seq: int, global_batch: int, precision: Precision
+) -> Candidates:
+    """Splits (tp, pp, cp, ep, recompute) with the textbook's other knobs."""
+    tp, pp, cp, ep, recompute = np.array(splits, dtype=np.int64).T
+    one = np.ones_like(tp)
+    ranks = gpus // (tp * pp)
+    return Candidates(
+        dp=ranks // cp,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        ep=ep,
+        expert_tp=one,
+        vpp=one,
+        sequence_parallel=(tp > 1) & (seq % (tp * cp) == 0),
+        micro_batch=one,
+        global_batch=global_batch * one,
+        schedule=one * SCHEDULES.index(Schedule.ONE_F_ONE_B),
+        zero=(ranks > 1).astype(np.int64),
+        zero_shards=ranks,
+        recompute=recompute,
+        recompute_every=one,
+        heads_exchanged=one == 0,
+        precision=precision,
+    )
+
+
+def _in_order(model: ModelSpec, cluster: Cluster, seq: int, global_batch: int) -> Iterator[tuple[int, ...]]:
+    """Splits (tp, pp, cp, ep, recompute): tp within the domain, then pp at the largest, each with rising ep; the same
+    again with full recompute. Context parallel only where the global batch has too few sequences for the replicas."""
     gpus = cluster.gpus
     sizes = divisors(gpus)
     tensor = [t for t in sizes if t <= min(cluster.domain, cluster.gpus_per_node)]
@@ -70,15 +98,4 @@ def _in_order(
             if cp is None:
                 continue
             for ep in [e for e in divisors(ranks * tp) if experts % e == 0]:
-                yield HybridParallelConfig(
-                    dp=ranks // cp,
-                    tp=tp,
-                    pp=pp,
-                    cp=cp,
-                    ep=ep,
-                    sequence_parallel=tp > 1 and seq % (tp * cp) == 0,
-                    global_batch=global_batch,
-                    zero=1 if ranks > 1 else 0,
-                    recompute=recompute,
-                    precision=precision,
-                )
+                yield tp, pp, cp, ep, RECOMPUTES.index(recompute)

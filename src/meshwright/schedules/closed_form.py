@@ -7,6 +7,8 @@ their orders as built here. tests/schedules/test_closed_form.py holds each again
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,25 +29,16 @@ def live_microbatches(
     2021, section 2.2.1). Interleaved: (2 (p - s - 1) + (v - 1) g + 1) / v with groups of g microbatches (same, section
     2.2.2, where g = p). ZB-H1 and ZBV: p on every stage (Qi et al. 2023, 2024). DualPipeV: p + 1/2 (DeepSeek-V3).
     """
-    code, p, m, v, s = _integers(schedule, pp, microbatches, vpp, stage)
-    live = m.astype(np.float64)  # GPipe
-
-    rows = code == _CODE[Schedule.ONE_F_ONE_B]
-    live[rows] = np.minimum(m, p - s)[rows]
-
-    rows = code == _CODE[Schedule.INTERLEAVED]
-    if rows.any():
-        p_, m_, v_, s_ = p[rows], m[rows], v[rows], s[rows]
-        live[rows] = np.minimum(m_ * v_, 2 * (p_ - s_ - 1) + (v_ - 1) * largest_group(p_, m_) + 1) / v_
-
-    rows = code == _CODE[Schedule.ZB_H1]
-    live[rows] = np.minimum(m, p)[rows]
-
-    for name, most in ((Schedule.ZBV, 0), (Schedule.DUALPIPEV, 1)):
-        rows = code == _CODE[name]
-        if rows.any():
-            p_, m_, s_ = p[rows], m[rows], s[rows]
-            live[rows] = np.minimum(2 * p_ + most, m_ + np.minimum(m_, s_ + 1)) / 2
+    code, *sizes = (np.asarray(value, dtype=np.int64) for value in (schedule, pp, microbatches, vpp, stage))
+    shape = np.broadcast_shapes(code.shape, *(size.shape for size in sizes))
+    live = np.broadcast_to(sizes[1], shape).astype(np.float64)  # GPipe
+    # one schedule a row: sizes stay as narrow as they are
+    by_row = code.shape == (*shape[:1], 1) and all(size.ndim == 2 and len(size) == shape[0] for size in sizes)
+    code = code[:, 0] if by_row else np.broadcast_to(code, shape)
+    for name, formula in _LIVE.items():
+        rows = np.nonzero(code == _CODE[name])
+        if rows[0].size:
+            live[rows] = formula(*(size[rows] if by_row else np.broadcast_to(size, shape)[rows] for size in sizes))
     return live
 
 
@@ -99,6 +92,24 @@ def bubble_fraction(
     idle = bubble_microbatches(schedule, pp, microbatches, vpp, forward_s, backward_s, weight_s)
     busy = np.asarray(microbatches) * (np.asarray(forward_s, dtype=np.float64) + np.asarray(backward_s))
     return idle / (idle + busy)
+
+
+def _interleaved_live(p: IntArray, m: IntArray, v: IntArray, s: IntArray) -> FloatArray:
+    return np.minimum(m * v, 2 * (p - s - 1) + (v - 1) * largest_group(p, m) + 1) / v
+
+
+def _v_live(p: IntArray, m: IntArray, s: IntArray, more: int) -> FloatArray:
+    return np.minimum(2 * p + more, m + np.minimum(m, s + 1)) / 2
+
+
+_LIVE: dict[Schedule, Callable[[IntArray, IntArray, IntArray, IntArray], IntArray | FloatArray]] = {
+    Schedule.ONE_F_ONE_B: lambda p, m, v, s: np.minimum(m, p - s),
+    Schedule.INTERLEAVED: _interleaved_live,
+    Schedule.ZB_H1: lambda p, m, v, s: np.minimum(m, p),
+    Schedule.ZBV: lambda p, m, v, s: _v_live(p, m, s, 0),
+    Schedule.DUALPIPEV: lambda p, m, v, s: _v_live(p, m, s, 1),
+}
+"""Live microbatches of a stage by schedule, from stages, microbatches, chunks and the stage's index."""
 
 
 def largest_group(pp: IntArray, microbatches: IntArray) -> IntArray:
