@@ -36,8 +36,8 @@ def live_microbatches(
     by_row = code.shape == (*shape[:1], 1) and all(size.ndim == 2 and len(size) == shape[0] for size in sizes)
     code = code[:, 0] if by_row else np.broadcast_to(code, shape)
     for name, formula in _LIVE.items():
-        rows = np.nonzero(code == _CODE[name])
-        if rows[0].size:
+        rows = code == _CODE[name]
+        if rows.any():
             live[rows] = formula(*(size[rows] if by_row else np.broadcast_to(size, shape)[rows] for size in sizes))
     return live
 
