@@ -82,6 +82,11 @@ parity: $(STAMP)
 dryrun-check: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/dryrun -m "slow or not slow" -n 1 -q
 
+## make dryrun-big       dry runs of plans for 128 to 16,384 GPUs: seconds and memory of each, and where they go (3 min)
+.PHONY: dryrun-big
+dryrun-big: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.dryrun_big
+
 ## make bench-runtime    CPU seconds per rank and step of tp2, pp2, dp2 against one process of plain transformers
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/bench_runtime.py

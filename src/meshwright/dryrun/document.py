@@ -21,6 +21,7 @@ def proof_document(proof: Proof, digest: str) -> dict[str, Any]:
         "ranks": [_rank(r) for r in proof.ranks],
         "hangs": [asdict(f) for f in proof.findings],
         "matched_ranks": list(proof.matched),
+        "seconds": {"tracing": proof.tracing_s, "matching": proof.matching_s},
     }
 
 

@@ -5,8 +5,9 @@ In: a `DryJob` and a rank. Out: a `RankTrace`. Both ways run the runtime's own e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -71,9 +72,22 @@ def trace_rank(job: DryJob, rank: int) -> RankTrace:
     return _trace_fake(replace(job, fold=False), rank, began)
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Tensors go when the last reference does: collecting cycles takes long among so many objects, and comes at moments
+    that differ from run to run."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _trace_fake(job: DryJob, rank: int, began: float) -> RankTrace:
     recorder = StatingRecorder()
-    with fake_world(rank, job.config.world_size), fake_tensors() as mode:
+    with fake_world(rank, job.config.world_size), fake_tensors() as mode, no_collection():
         engine = fake_engine(job.config, job.model_config, recorder, job.options)
         return _traced(job, rank, engine, recorder, mode.watched_by, began)
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from time import perf_counter
 
 from meshwright.cost.workload import Workload
 from meshwright.dryrun.compare import Difference, differences, predicted_ledger
@@ -48,11 +49,13 @@ class RankProof:
 @dataclass(frozen=True)
 class Proof:
     """`findings`: what would hang. `matched`: the ranks whose traces were held against each other; those that were not
-    run were composed from ranks of the same role."""
+    run were composed from ranks of the same role. How long ranks were run, side by side, and then matched."""
 
     ranks: tuple[RankProof, ...]
     findings: tuple[Finding, ...]
     matched: tuple[int, ...]
+    tracing_s: float
+    matching_s: float
 
     @property
     def agrees(self) -> bool:
@@ -63,10 +66,13 @@ def prove(
     job: DryJob, model: ModelSpec, workload: Workload, ranks: Sequence[int], progress: Progress | None = None
 ) -> Proof:
     """Run the ranks and hold them against the cost model and each other."""
+    began = perf_counter()
     traces = trace_ranks(job, ranks, progress)
+    traced = perf_counter()
     column = whole_column(job, model, traces)
     findings = unmatched(column) or stuck(column)
-    return Proof(tuple(_compared(job, model, workload, t) for t in traces), findings, tuple(column))
+    compared = tuple(_compared(job, model, workload, t) for t in traces)
+    return Proof(compared, findings, tuple(column), traced - began, perf_counter() - traced)
 
 
 def _compared(job: DryJob, model: ModelSpec, workload: Workload, trace: RankTrace) -> RankProof:

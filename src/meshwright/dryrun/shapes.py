@@ -26,15 +26,13 @@ LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.defau
 UNKEPT_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 MASKS = (torch.bool, torch.uint8)
 """Indices whose values decide how long the result is."""
-CPU = torch.device("cpu")
 PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 """Arguments that are their own key."""
 
 FRESH, VIEW, ARGUMENT = range(3)
 Recipe = tuple[Any, ...]
-"""(FRESH, shape, stride, dtype) | (VIEW, which argument, shape, stride, offset, dtype) | (ARGUMENT, which argument);
-arguments are the tensors among them, in order."""
-
+"""(FRESH, device, dtype, shape, stride), (VIEW, device, dtype, shape, stride, offset, which argument) or (ARGUMENT,
+which argument); arguments are the tensors among them, in order."""
 
 Kept = tuple[type, tuple[Recipe, ...]]
 """(tuple, list, or Tensor for a single one; how to make each)"""
@@ -54,7 +52,7 @@ class ShapeMode(FakeTensorMode):
         self._kept: dict[Any, Kept | None] = {}
         self._keeps: dict[Any, bool] = {}
         self._inside = 0  # of operations that torch makes of others: those are none of the program's
-        self._attributes: dict[str, Any] | None = None
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
 
     @contextmanager
     def watched_by(self, watchers: Sequence[Watcher]) -> Iterator[None]:
@@ -69,6 +67,8 @@ class ShapeMode(FakeTensorMode):
             return args[0].fake_device
         if func is NUMBER_OF and type(args[0]) is FakeTensor:
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if func.namespace == "profiler":  # marks of FSDP2 in a timeline, without tensors
+            return func(*args, **(kwargs or {}))
         if self._inside:
             return self._answer(func, types, args, kwargs or {})
         watchers = self._watchers
@@ -138,33 +138,32 @@ class ShapeMode(FakeTensorMode):
         fresh: list[int] = []
         recipes: list[Recipe] = []
         for output in outputs:
-            if type(output) is not FakeTensor or output.fake_device != CPU or output.constant is not None:
+            if type(output) is not FakeTensor or output.constant is not None:
                 return None
             recipe = _recipe(output, tensors, storages)
             if recipe is None:
                 return None
+            if recipe[0] != ARGUMENT:  # what torch's constructor sets, equal for all of one mode and device
+                self._attributes.setdefault(output.fake_device, dict(output.__dict__))
             if recipe[0] == FRESH:
                 fresh.append(output.untyped_storage()._cdata)
             recipes.append(recipe)
         if len(set(fresh)) < len(fresh) or not recipes:  # outputs that share a storage
             return None
-        if self._attributes is None:
-            self._attributes = dict(outputs[0].__dict__)  # what torch's constructor sets, equal for all of one mode
         return (Tensor if single else type(result)), tuple(recipes)
 
     def _made(self, recipe: Recipe, tensors: list[FakeTensor]) -> FakeTensor:
         if recipe[0] == ARGUMENT:
             return tensors[recipe[1]]
+        device, dtype, shape, stride = recipe[1:5]
         if recipe[0] == FRESH:
-            meta = torch.empty_strided(recipe[1], recipe[2], dtype=recipe[3], device="meta")
+            meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         else:
-            _, of, shape, stride, offset, dtype = recipe
             meta = torch.empty((0,), dtype=dtype, device="meta")
-            meta.set_(tensors[of].untyped_storage(), offset, shape, stride)
-        fake = Tensor._make_subclass(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=CPU)
+            meta.set_(tensors[recipe[6]].untyped_storage(), recipe[5], shape, stride)
+        fake = Tensor._make_subclass(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device)
         torch._C._set_throw_on_mutable_data_ptr(fake)
-        assert self._attributes is not None
-        fake.__dict__.update(self._attributes)
+        vars(fake).update(self._attributes[device])
         return fake
 
 
@@ -174,15 +173,15 @@ def _recipe(output: FakeTensor, tensors: list[FakeTensor], storages: dict[int, i
         if tensor is output:
             return ARGUMENT, index
     storage = output.untyped_storage()
-    shape, stride, dtype = tuple(output.shape), output.stride(), output.dtype
+    made = output.fake_device, output.dtype, tuple(output.shape), output.stride()
     if output.is_conj() or output.is_neg():
         return None
     if storage._cdata in storages:
-        return VIEW, storages[storage._cdata], shape, stride, output.storage_offset(), dtype
-    same = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        return VIEW, *made, output.storage_offset(), storages[storage._cdata]
+    same = torch.empty_strided(made[2], made[3], dtype=made[1], device="meta")
     if output.storage_offset() or same.untyped_storage().nbytes() != storage.nbytes():
         return None
-    return FRESH, shape, stride, dtype
+    return FRESH, *made
 
 
 def _is_kept(func: Any) -> bool:
@@ -197,10 +196,10 @@ def _is_kept(func: Any) -> bool:
 def _key(value: Any, tensors: list[FakeTensor]) -> Any:
     kind = type(value)
     if kind is FakeTensor:
-        if value.constant is not None or value.fake_device != CPU:
+        if value.constant is not None:
             raise _NoKeyError
         tensors.append(value)
-        return value.shape, value.stride(), value.storage_offset(), value.dtype
+        return value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device
     if kind is tuple or kind is list or kind is torch.Size:
         return kind, *[_key(part, tensors) for part in value]
     if kind in PLAIN:

@@ -36,7 +36,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[Device]:
     anybody asks: torch's own fake ones never are, and a step would hold all that it sends until its end."""
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     is_completed = FakeWork.is_completed
-    FakeWork.is_completed = lambda _work: True
+    FakeWork.is_completed = lambda self: True
     try:
         yield FAKE
     finally:
