@@ -86,6 +86,25 @@ def test_the_memory_objective_needs_less_than_the_throughput_one(meshwright: Cal
     assert lean["time"]["step_s"] <= fast["time"]["step_s"] / 0.9 * 1.001
 
 
+def test_a_plan_has_the_schedules_of_the_software_it_assumes(meshwright: Callable[..., Any]) -> None:
+    job = ("plan", "gpt3-175b", "--cluster", "a100-80gb", "--gpus", "64", "--seq", "2048", "--global-batch", "64")
+    several = ("--pp", "8", "--top", "50", "--json")
+    usual = document(meshwright(*job, *several))
+    assert {plan["config"]["schedule"] for plan in usual["plans"]} <= {"1f1b", "interleaved-1f1b"}
+    assert any("megatron-core (1f1b, interleaved-1f1b)" in note for note in usual["notes"])
+    named = document(meshwright(*job, *several, "--schedule", "zb-h1"))
+    assert any("megatron-core has no zb-h1" in note for note in named["notes"])
+    ours = document(meshwright(*job, *several, "--stack", "meshwright"))
+    assert not any("pipeline schedules are those" in note for note in ours["notes"])
+
+
+def test_latency_without_requests_is_refused(meshwright: Callable[..., Any]) -> None:
+    job = ("plan", "gpt2-xl", "--cluster", "h100-sxm", "--gpus", "8", "--seq", "1024", "--global-batch", "8")
+    refused = meshwright(*job, "--objective", "latency")
+    assert refused.code == 2
+    assert "--objective latency is about serving: give --serve" in refused.err
+
+
 def test_a_plan_file_gives_the_estimate_it_was_written_with(meshwright: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     best = document(meshwright("plan", *JOB, "--json", "-o", file))["plans"][0]

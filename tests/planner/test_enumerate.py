@@ -174,3 +174,13 @@ def test_rows_of_a_large_space_are_made_without_a_loop_over_them() -> None:
 def test_batches_and_sequences_below_one_are_refused(seq: int, batch: int) -> None:
     with pytest.raises(InputError, match="whole number from 1"):
         space(dense(), cluster(8), seq, 8, batch)
+
+
+def test_only_schedules_that_the_software_has_are_searched_unless_one_is_named() -> None:
+    def schedules(fixed: Constraints) -> set[Schedule]:
+        return {config.schedule for config in configs(space(dense(), cluster(4), 64, 4, 8, fixed))}
+
+    runs = (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED)
+    assert schedules(Constraints()) == set(Schedule)
+    assert schedules(Constraints(runs=runs)) == set(runs)
+    assert schedules(Constraints(runs=runs, schedule=(Schedule.ZB_H1,), pp=(2,))) == {Schedule.ZB_H1}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ from meshwright.commands import output
 from meshwright.commands.inputs import needed, sizes
 from meshwright.commands.progress import search_progress
 from meshwright.errors import InputError
-from meshwright.layout.config import HybridParallelConfig
+from meshwright.layout.config import HybridParallelConfig, Schedule
 from meshwright.planner.objectives import Objective
 
 if TYPE_CHECKING:
     from meshwright.commands.jobs import Job
+    from meshwright.cost.stack import Stack
     from meshwright.planner.constraints import Constraints
 
 
@@ -102,9 +104,25 @@ def plan(
             f"{'--disaggregated' if disaggregated else '--kv-transfer'} is about serving: give --serve too"
         )
     requests.refuse_without_serve()
+    if objective is Objective.LATENCY:
+        raise InputError("--objective latency is about serving: give --serve, or --objective throughput or memory")
     job = job_of_model(model, machine, WorkloadOptions(seq, optimizer, flash, dropout, stack))
+    if job.stack.schedules:
+        fixed = replace(fixed, runs=tuple(Schedule(name) for name in job.stack.schedules))
     batch = needed("--global-batch", global_batch, 512)
     return train(Question(job, batch, fixed, objective, top), out=out, plot=plot, as_json=as_json)
+
+
+def _schedule_notes(stack: Stack, fixed: Constraints) -> Iterator[str]:
+    """Which pipeline schedules were searched, where the software has not all of them."""
+    if not fixed.runs:
+        return
+    lacking = [schedule.value for schedule in fixed.schedule or () if schedule not in fixed.runs]
+    if lacking:
+        yield f"{stack.name} has no {' or '.join(lacking)}: its costs are those of {stack.name} all the same"
+    elif fixed.schedule is None:
+        names = ", ".join(schedule.value for schedule in fixed.runs)
+        yield f"pipeline schedules are those of {stack.name} ({names}); --stack meshwright has every one"
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,7 @@ def train(question: Question, *, out: Path | None, plot: bool, as_json: bool) ->
     parts = (job.model, job.cluster, job.workload)
     with search_progress("searching") as progress:
         found = search(*parts, batch, question.objective, question.top, fixed, job.stack, progress)
+    found = replace(found, notes=(*found.notes, *_schedule_notes(job.stack, fixed)))
     heading = job_line(job.model, job.cluster, job.workload.seq, batch)
     if not found.best:
         missing = shortfall(*parts, batch, fixed, job.stack)

@@ -24,6 +24,7 @@ class Stack:
     variant_of: str = ""  # the stack of which this is another setting: all but its own traits are that stack's
     own: tuple[str, ...] = ()  # the traits that a variant states itself
     rank_order: str = "tp-cp-ep-dp-pp"  # innermost axis first (Megatron-core's default order)
+    schedules: tuple[str, ...] = ()  # the pipeline schedules that it has (none named: every one)
     splits_by_cost: bool = False  # cuts layers into stages by their weights and the head's, not by number
     gradient_bytes: int = 4  # of an accumulated gradient, where nothing else is said
     # kernels
@@ -101,6 +102,8 @@ def stacks(fitted: bool = True) -> dict[str, Stack]:
         ancestor = str(table.get("variant_of", table.get("base", "")))
         inherited = resolved.get(ancestor, {})
         own = {key: value for key, value in table.items() if key != "base"}
+        if "schedules" in own:
+            own["schedules"] = tuple(cast(list[str], own["schedules"]))
         if unknown := set(own) - known:
             raise ValueError(f"stacks.toml: unknown trait {sorted(unknown)} in {name}")
         words = cast(list[str], own.pop("frameworks", []))

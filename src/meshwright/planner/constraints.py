@@ -29,6 +29,7 @@ class Constraints:
     schedule: tuple[Schedule, ...] | None = None
     sequence_parallel: tuple[bool, ...] | None = None
     precision: Precision = Precision.BF16
+    runs: tuple[Schedule, ...] | None = None  # the schedules that the software has, where the user fixes none
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -50,5 +51,5 @@ class Constraints:
     @property
     def fixed(self) -> dict[str, tuple[object, ...]]:
         """The knobs that the user fixed, and to what."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "precision"}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("precision", "runs")}
         return {name: value for name, value in named.items() if value is not None}

@@ -267,7 +267,7 @@ def _schedule_options(frames: Table, model: ModelSpec, global_batch: int, fixed:
 
 def _schedules(pp: int, layers: int, fixed: Constraints) -> list[tuple[int, int]]:
     """(schedule, vpp) pairs for a pipeline of `pp` stages. One stage runs no pipeline: 1F1B stands for all."""
-    allowed = fixed.schedule or (tuple(Schedule) if pp > 1 else (Schedule.ONE_F_ONE_B,))
+    allowed = fixed.schedule or ((fixed.runs or tuple(Schedule)) if pp > 1 else (Schedule.ONE_F_ONE_B,))
     pairs: list[tuple[int, int]] = []
     for schedule in SCHEDULES:
         if schedule not in allowed:

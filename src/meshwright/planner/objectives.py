@@ -1,7 +1,8 @@
 """Objectives: the order in which the configurations that fit are ranked.
 
 `throughput` ranks by step time. `memory` asks for the most headroom among those that keep at least 90 % of the best
-speed. `latency` is about serving (planner.serving); for a training step it is the same question as throughput.
+speed. `latency` is about serving (planner.serving): the command line refuses it for a training step, which would rank
+by step time.
 """
 
 from __future__ import annotations
