@@ -1,7 +1,6 @@
 """Training rows predicted three times over: by the constants as shipped, and by fits that have not seen the row.
 
-In: a file of rows. Out: tokens/s per GPU per row id and fit (`Held`). Folds and re-solving are tools.calibrate's; the
-stalls of a full memory (`step.under_pressure`), which hold no fitted constant, are added to what it predicts.
+In: a file of rows. Out: tokens/s per GPU per row id and fit (`Held`). Folds and re-solving are tools.calibrate's.
 """
 
 from __future__ import annotations
@@ -16,14 +15,10 @@ from numpy.typing import NDArray
 from tools.accuracy.store import kept, sources
 from tools.calibrate.crossval import DAMPING, STEPS, folds
 from tools.calibrate.parameters import Constants, Parameter, assumed, last_fit
-from tools.calibrate.problem import Case, FloatArray, Problem, groups
+from tools.calibrate.problem import FloatArray, Problem, groups
 from tools.calibrate.relevant import relevant
 from tools.calibrate.rows import Rows, load_rows
 from tools.calibrate.solve import Solution, gauss_newton, jacobian
-
-from meshwright.cost.candidates import Candidates, unit_keys
-from meshwright.cost.memory import training_memory
-from meshwright.cost.stages import stages
 
 FOLDS = 5
 FITS = ("fitted", "cross-validated", "leak groups apart", "leave one family out")
@@ -63,8 +58,7 @@ def predict(path: Path, say: Callable[[str], None]) -> Held:
     for name, fold in apart.items():
         say(name)
         residuals[name] = unseen(problem, parameters, whole, prior, rows.scale, fold, say)
-    stall = np.array([stall_s(case) for case in rows.cases])
-    return {fit: dict(zip(rows.ids, rates(rows, r, stall).tolist(), strict=True)) for fit, r in residuals.items()}
+    return {fit: dict(zip(rows.ids, rates(rows, r).tolist(), strict=True)) for fit, r in residuals.items()}
 
 
 def unseen(
@@ -102,22 +96,11 @@ def shipped(problem: Problem, parameters: list[Parameter], say: Callable[[str], 
     return Solution(free, base, jacobian(problem, parameters, free, base), np.zeros(len(free)))
 
 
-def rates(rows: Rows, residuals: FloatArray, stall: FloatArray) -> FloatArray:
+def rates(rows: Rows, residuals: FloatArray) -> FloatArray:
     """Tokens/s per GPU of log(predicted / measured) seconds."""
-    seconds = np.exp(residuals) * rows.measured_s + stall
+    seconds = np.exp(residuals) * rows.measured_s
     tokens = [config.global_batch * workload.seq / config.world_size for _, _, workload, config, _ in rows.cases]
     return np.array(tokens) / seconds
-
-
-def stall_s(case: Case) -> float:
-    """Seconds per step of an allocator that runs out of room (`step.under_pressure`)."""
-    model, cluster, workload, config, stack = case
-    if not stack.pressure_s:
-        return 0.0
-    one = Candidates.from_configs([config])
-    held = training_memory(model, cluster, workload, one, stages(model, one), unit_keys(one), stack)
-    full = held.peak_bytes[0] > stack.pressure_share * cluster.accelerator.memory_bytes
-    return float(stack.pressure_s * one.microbatches[0]) if full else 0.0
 
 
 def leak_groups(path: Path) -> dict[str, str]:

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from tools.calibrate.parameters import Constants, Parameter
 
 from meshwright.cost.blueprint import Blueprint, blueprint
-from meshwright.cost.candidates import Candidates
+from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.memory import training_memory
 from meshwright.cost.stack import Stack, fitted_as
-from meshwright.cost.step import Machine, assembled, kernels_of, messages_of
+from meshwright.cost.stages import stages
+from meshwright.cost.step import Machine, assembled, kernels_of, messages_of, with_stalls
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig
@@ -46,6 +48,7 @@ class Group:
     cluster: Cluster
     stack: Stack
     plan: Blueprint
+    memory_bytes: FloatArray
     memo: dict[str, tuple[object, Any]] = field(default_factory=dict[str, tuple[object, Any]])
 
     def uses(self, parameter: Parameter) -> bool:
@@ -63,7 +66,8 @@ class Group:
         stack = machine.stack
         kernels = self._kept("kernels", [device, *(getattr(stack, t) for t in KERNEL_TRAITS)], kernels_of, machine)
         messages = self._kept("messages", machine.network, messages_of, machine)
-        return assembled(self.plan, machine, kernels, messages).step_s
+        step = assembled(self.plan, machine, kernels, messages)
+        return with_stalls(step, self.plan.candidates, self.memory_bytes, machine).step_s
 
     def _kept(self, name: str, key: object, work: Callable[[Blueprint, Machine], Any], machine: Machine) -> Any:
         """The last result, as long as what it depends on is the same."""
@@ -86,7 +90,11 @@ def _group(cases: Sequence[Case], rows: NDArray[np.int64]) -> Group:
     model, cluster, workload, _, stack = cases[int(rows[0])]
     candidates = Candidates.from_configs([cases[int(r)][3] for r in rows])
     cluster = replace(cluster, nodes=max(cases[int(r)][1].nodes for r in rows))
-    return Group(rows, cluster, stack, blueprint(model, workload, candidates, stack))
+    held = np.zeros(len(rows))
+    if stack.stalls:
+        shape = stages(model, candidates), unit_keys(candidates)
+        held = training_memory(model, cluster, workload, candidates, *shape, stack).peak_bytes
+    return Group(rows, cluster, stack, blueprint(model, workload, candidates, stack), held)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def _replicated(group: Group) -> bool:
     return bool(((candidates.zero < 3) & (candidates.dp > 1)).any())
 
 
+def _unsharded(group: Group) -> bool:
+    candidates = group.plan.candidates
+    return bool(((candidates.zero == 0) & (candidates.dp > 1)).any())
+
+
 def _kernel(group: Group) -> str:
     workload = group.plan.workload
     return (workload.attention or group.stack.attention) if workload.flash_attention else "none"
@@ -57,7 +62,9 @@ NEEDS: dict[str, Test] = {
     "dp_overlap": _replicated,
     "gather_overlap": _replicated,
     "pipelined_tp_host_s": lambda group: group.stack.pipelined_tp_host_s > 0,
+    "message_stall_s": lambda group: group.stack.message_stall_s > 0,
     "stall_s": lambda group: group.stack.stall_s > 0,
+    "ddp_overlap": lambda group: group.stack.ddp_overlap > 0 and _unsharded(group),
     "softmax_passes": lambda group: _kernel(group) == "none",
 }
 

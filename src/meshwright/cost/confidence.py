@@ -112,7 +112,8 @@ def _stack_inputs(model: ModelSpec, config: HybridParallelConfig, stack: Stack) 
     used |= {"overlap of cp": "cp_overlap"} if ring else {}
     used |= {"overlap of ep": "ep_overlap"} if config.ep > 1 else {}
     used |= {"overlap of pp": "pp_overlap_interleaved" if interleaved else "pp_overlap"} if config.pp > 1 else {}
-    used |= {"overlap of dp": "fsdp_overlap" if config.zero == 3 else "dp_overlap"} if config.dp > 1 else {}
+    used |= {"overlap of dp": _dp_overlap(config, stack)} if config.dp > 1 else {}
+    used |= {"stalled messages": "message_stall_s"} if config.pp > 1 and stack.stalls else {}
     used |= {"optimizer step": "optimizer_passes"}
     used |= {"slow ranks at scale": "straggler"} if config.world_size > 1 else {}
     if any(isinstance(kind.mlp, MoeMlp) for kind in model.kinds):
@@ -128,6 +129,13 @@ def _stack_inputs(model: ModelSpec, config: HybridParallelConfig, stack: Stack) 
             yield Input(name, Source.MEASURED, f"{trait} of {owner}: {known}")
         else:
             yield Input(name, Source.INTERPOLATED, f"{trait} of {owner}, which {stack.name} shares: {known}")
+
+
+def _dp_overlap(config: HybridParallelConfig, stack: Stack) -> str:
+    """The trait that says how much of a replica's traffic hides."""
+    if config.zero == 3:
+        return "fsdp_overlap"
+    return "ddp_overlap" if config.zero == 0 and stack.ddp_overlap > stack.dp_overlap else "dp_overlap"
 
 
 def _network_inputs(cluster: Cluster, config: HybridParallelConfig) -> Iterable[Input]:

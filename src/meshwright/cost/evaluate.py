@@ -22,7 +22,7 @@ from meshwright.cost.memory_peak import peak_bytes, peak_memory
 from meshwright.cost.shared_cores import taking_turns
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages, stages
-from meshwright.cost.step import Machine, StepArrays, step_arrays, step_seconds, under_pressure
+from meshwright.cost.step import Machine, StepArrays, step_arrays, step_seconds, with_stalls
 from meshwright.cost.throughput import efficiency, throughput, tokens_per_s_per_gpu, utilisation
 from meshwright.cost.traffic import RankPlace, ledger_entries, training_traffic
 from meshwright.cost.workload import Workload
@@ -82,7 +82,7 @@ def screen(
 ) -> Screening:
     """`evaluate(.., prune=True)` without parts and rates: memory of every candidate, time of those that fit."""
     machine = machine_of(cluster, stack)
-    if machine.stack.pressure_s or cluster.shared_cores is not None:  # the step is more than its parts
+    if machine.stack.stalls or cluster.shared_cores is not None:  # the step is more than its parts
         full = evaluate(model, cluster, workload, candidates, stack, prune=True)
         return Screening(candidates, full.memory_bytes, full.fits, full.step_s)
     chunk = Chunk.of(candidates)
@@ -144,7 +144,7 @@ def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Ca
     roles = stages(model, candidates)
     memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
     step = step_arrays(blueprint(model, workload, candidates, machine.stack), machine)
-    step = under_pressure(step, candidates, memory.peak_bytes, machine)
+    step = with_stalls(step, candidates, memory.peak_bytes, machine)
     return Priced(roles, memory, taking_turns(step, candidates, machine.cluster))
 
 
@@ -163,7 +163,7 @@ def _evaluate_chunk(
     if len(rows):
         timed = candidates.take(rows)
         step = step_arrays(blueprint_of(model, workload, chunk.only(rows), machine.stack), machine, detail=False)
-        step = taking_turns(under_pressure(step, timed, memory_bytes[rows], machine), timed, cluster)
+        step = taking_turns(with_stalls(step, timed, memory_bytes[rows], machine), timed, cluster)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():
             parts[name][rows] = seconds

@@ -16,6 +16,18 @@ from meshwright.cost.fitted import evidence, fitted_values
 
 
 @dataclass(frozen=True)
+class StallRule:
+    """When messages between stages stall: where all of it holds. Sizes are the least for which it does."""
+
+    nodes: int = 0  # 0: parts of a node too
+    tp: int = 1
+    replicas: int = 1
+    microbatches: int = 1
+    whole_gradients: bool = False  # ZeRO-0 only
+    memory_share: float = 0.0  # of the device, filled beyond
+
+
+@dataclass(frozen=True)
 class Stack:
     """Traits of one software stack. Shares are 0..1; seconds are host time unless said otherwise."""
 
@@ -43,12 +55,14 @@ class Stack:
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
     boundary_host_s: float = 0.0002  # fixed time per message over a stage boundary
     pipelined_tp_host_s: float = 0.0  # per layer pass and tp rank, where a pipeline leaves the fast domain
-    stall_s: float = 0.0  # per microbatch, from `stall_nodes` nodes on
+    # stalls (cost.stalls): none unless a stack was seen to stop
+    message_stall_s: float = 0.0  # as a message between stages is sent, and again as it is received
+    stall_rules: tuple[StallRule, ...] = ()  # where messages stall: one of them holds
+    stall_s: float = 0.0  # per microbatch, where there is no pipeline, from `stall_nodes` nodes on
     stall_nodes: int = 1_000_000
-    pressure_s: float = 0.0  # per microbatch, where memory is filled beyond `pressure_share`: the allocator retries
-    pressure_share: float = 1.0
     # overlap: the share of a collective that may run behind compute
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
+    ddp_overlap: float = 0.0  # the same of replicated gradients (ZeRO-0), where more of it hides than `dp_overlap`
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass
     fsdp_overlap: float = 0.9  # ZeRO-3 prefetch and reduction behind compute
     shard_messages: float = 1.0  # messages in which ZeRO-3 moves one layer: one where it is flattened
@@ -89,6 +103,15 @@ class Stack:
     pipeline_buffers: float = 2.0  # boundary activations held for sends and receives
     sources: dict[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def stalls(self) -> bool:
+        return self.message_stall_s > 0 or self.stall_s > 0
+
+    def reduction_overlap(self, zero: int) -> float:
+        """The share of a gradient reduction that may hide under a ZeRO stage: whole gradients may go in buckets as they
+        come where shards are reduced after the backward pass."""
+        return max(self.dp_overlap, self.ddp_overlap) if zero == 0 else self.dp_overlap
+
 
 @cache
 def stacks(fitted: bool = True) -> dict[str, Stack]:
@@ -107,6 +130,8 @@ def stacks(fitted: bool = True) -> dict[str, Stack]:
         if unknown := set(own) - known:
             raise ValueError(f"stacks.toml: unknown trait {sorted(unknown)} in {name}")
         words = cast(list[str], own.pop("frameworks", []))
+        if "stall_rules" in own:
+            own["stall_rules"] = tuple(StallRule(**rule) for rule in own["stall_rules"])
         notes = cast(dict[str, str], inherited.get("sources", {})) | cast(dict[str, str], own.get("sources", {}))
         stated = {"frameworks": tuple(words), "name": name, "sources": notes, "own": tuple(own)}
         resolved[name] = inherited | {"variant_of": ""} | own | stated

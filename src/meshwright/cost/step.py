@@ -25,6 +25,7 @@ from meshwright.cost.exposed import (
     state_communication,
 )
 from meshwright.cost.stack import Stack
+from meshwright.cost.stalls import stalled_seconds
 from meshwright.cost.turns import BLOCK_PARTS, Kernels, Messages, Turns, turns
 from meshwright.hardware.spec import Cluster
 from meshwright.models.spec import ModelSpec, MoeMlp
@@ -68,13 +69,11 @@ def step_arrays(plan: Blueprint, machine: Machine, detail: bool = True) -> StepA
     return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine), detail)
 
 
-def under_pressure(step: StepArrays, candidates: Candidates, memory_bytes: FloatArray, machine: Machine) -> StepArrays:
-    """The step with the stalls of an allocator that runs out of room and gives its cache back in every microbatch."""
-    stack = machine.stack
-    if not stack.pressure_s:
+def with_stalls(step: StepArrays, candidates: Candidates, memory_bytes: FloatArray, machine: Machine) -> StepArrays:
+    """The step with the stalls of its software (cost.stalls), which the host waits out."""
+    if not machine.stack.stalls:
         return step
-    full = memory_bytes > stack.pressure_share * machine.cluster.accelerator.memory_bytes
-    stalled = np.where(full, stack.pressure_s * candidates.microbatches, 0.0)
+    stalled = stalled_seconds(candidates, memory_bytes, machine.cluster, machine.stack)
     parts = step.parts_s | {"host": step.parts_s["host"] + stalled}
     return replace(step, parts_s=parts, step_s=step.step_s + stalled)
 
@@ -200,17 +199,18 @@ def _data_parallel(
     costs = np.ascontiguousarray(cells.transpose(2, 1, 0))
     spans = np.ascontiguousarray(turn.forward.T), np.ascontiguousarray(turn.backward.T)
     count = np.maximum(plan.flows.microbatches, 1).astype(np.float64).take(plan.flow_of)
-    zero = plan.zero
+    zero, reductions = plan.zero, np.array([stack.reduction_overlap(stage) for stage in range(3)])
     exposed, under = np.zeros(len(zero)), np.zeros(len(zero))
     for fully, chosen in ((False, zero < 3), (True, zero == 3)):
         every = np.flatnonzero(chosen)
         for start in range(0, len(every), BLOCK_ROWS):
             rows = every[start : start + BLOCK_ROWS]
-            often = count.take(rows)
+            often, share = count.take(rows), np.full(1, stack.fsdp_overlap)
             if not fully:
+                share = reductions[zero.take(rows)]
                 often = np.where(zero.take(rows) >= 2, often, 1.0)
             cell, block = plan.cell_of.take(rows), plan.block_of.take(rows)
-            exposed[rows], behind = _worst_stage(cell, block, often, fully, costs, spans, stack, hidden)
+            exposed[rows], behind = _worst_stage(cell, block, often, fully, share, costs, spans, stack, hidden)
             if hidden:
                 under[rows] = behind
     return exposed, under
@@ -221,23 +221,24 @@ def _worst_stage(
     block: IntArray,
     often: FloatArray,
     fully: bool,
+    share: FloatArray,
     costs: FloatArray,
     spans: tuple[FloatArray, FloatArray],
     stack: Stack,
     hidden: bool,
 ) -> tuple[FloatArray, FloatArray]:
-    """`_data_parallel` of some candidates that are all ZeRO-3 or none, `often` their reductions in a step. `costs`
-    [3, S, e] by cell, `spans` [S, b] by block."""
+    """`_data_parallel` of some candidates that are all ZeRO-3 or none, `often` their reductions in a step, of
+    which `share` may hide. `costs` [3, S, e] by cell, `spans` [S, b] by block."""
     most, behind = np.zeros(len(cell)), np.zeros(len(cell))
     for reduction, gathering, final, forward, backward in zip(*costs, *spans, strict=True):
         reduced, gathered = reduction.take(cell), gathering.take(cell)
         ahead, back = forward.take(block), backward.take(block)
         if fully:
-            bare, under = hide(reduced + gathered, stack.fsdp_overlap, ahead + back, stack.contention)
+            bare, under = hide(reduced + gathered, share, ahead + back, stack.contention)
             bare *= often
             under = often * under if hidden else under
         else:
-            bare, under = hide(reduced, stack.dp_overlap, back, stack.contention)
+            bare, under = hide(reduced, share, back, stack.contention)
             once, first = hide(gathered, stack.gather_overlap, ahead, stack.contention)
             bare *= often
             bare += once

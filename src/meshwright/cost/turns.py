@@ -81,7 +81,7 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
         hidden[axis] = hidden[axis] + behind if axis in hidden else behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
     busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
-    host = _excess(busy_host, device) + _fixed_seconds(plan, stack, cluster)
+    host = _excess(busy_host, device) + _fixed_seconds(plan, stack)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
     rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
@@ -162,14 +162,11 @@ def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
     return device * ((1.0 + ratio**HOST_SHARPNESS) ** (1.0 / HOST_SHARPNESS) - 1.0)
 
 
-def _fixed_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
-    """What every turn costs whatever it computes [b, S]: the microbatch loop, messages over stage boundaries, and the
-    stalls that some software shows at scale."""
+def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
+    """What every turn costs whatever it computes [b, S]: the microbatch loop, and messages over stage boundaries."""
     shape, blocks = plan.shape_of_block, plan.blocks
     messages = (plan.stages.sends + plan.stages.receives)[shape].astype(np.float64)
-    chunks = blocks.vpp.astype(np.float64)
-    stalled = blocks.world >= stack.stall_nodes * cluster.gpus_per_node
-    turn = stack.microbatch_host_s * chunks + np.where(stalled, stack.stall_s, 0.0)
+    turn = stack.microbatch_host_s * blocks.vpp.astype(np.float64)
     return turn[:, None] + stack.boundary_host_s * messages
 
 

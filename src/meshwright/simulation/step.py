@@ -15,6 +15,7 @@ from meshwright.cost.exposed import LAYER_AXES
 from meshwright.cost.memory import training_memory
 from meshwright.cost.stack import Stack
 from meshwright.cost.stages import stages
+from meshwright.cost.stalls import stalled_seconds
 from meshwright.cost.step import Machine, kernels_of, messages_of
 from meshwright.cost.workload import Workload
 from meshwright.errors import InputError
@@ -81,14 +82,13 @@ def _wire_s(
 
 
 def _tail_s(model: ModelSpec, workload: Workload, machine: Machine, one: Candidates, replayed_s: float) -> float:
-    """What every step costs beside its spans: fixed host time, stalls of a full memory (`step.under_pressure`), waiting
-    for the slowest of the nodes (`step.assembled`)."""
+    """What every step costs beside its spans: fixed host time, stalls (cost.stalls), waiting for the slowest of the
+    nodes (`step.assembled`)."""
     stack, cluster = machine.stack, machine.cluster
     tail = stack.step_host_s
     nodes = max(float(one.world[0]) / cluster.gpus_per_node, 1.0)
     tail += stack.straggler * log2(nodes) * (replayed_s + tail)
-    if stack.pressure_s:
+    if stack.stalls:
         held = training_memory(model, cluster, workload, one, stages(model, one), unit_keys(one), stack)
-        if held.peak_bytes[0] > stack.pressure_share * cluster.accelerator.memory_bytes:
-            tail += stack.pressure_s * float(one.microbatches[0])
+        tail += float(stalled_seconds(one, held.peak_bytes, cluster, stack)[0])
     return tail

@@ -87,7 +87,7 @@ def step_work(plan: Blueprint, machine: Machine, kernels: Kernels, messages: Mes
         stages=tuple(stages),
         message_s=(forward, backward) if config.pp > 1 else (0.0, 0.0),
         pp_overlap=stack.pp_overlap if plain else stack.pp_overlap_interleaved,
-        dp_overlap=stack.dp_overlap,
+        dp_overlap=stack.reduction_overlap(config.zero),
         contention=stack.contention,
     )
 

@@ -49,7 +49,7 @@ def training_case(row: Fields, group: Group, shapes: Shapes) -> TrainingCase:
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
     cluster = shapes.cluster(facts)
-    stack = stack_for(f"{row.text('framework')}; {row.text('overlap')}")
+    stack = stack_for(f"{row.text('framework')}; {row.text('overlap')}; schedule {row.text('schedule')};")
     precision = _precision(row)
     assumed: list[str] = []
     config, recompute = _config(row, facts, model, precision, assumed)
