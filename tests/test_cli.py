@@ -116,6 +116,18 @@ def test_a_plan_file_gives_the_estimate_it_was_written_with(meshwright: Callable
     assert Plan.from_yaml(written.to_yaml()) == written
 
 
+def test_plan_and_estimate_tell_of_the_proof_beside_a_plan_while_it_is_about_it(
+    meshwright: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, proof = tmp_path / "plan.yaml", tmp_path / "plan.proof.json"
+    assert "proof" not in document(meshwright("plan", *JOB, "--json", "-o", file))
+    proof.write_text(json.dumps({"digest": Plan.read(file).digest(), "agrees": True}))
+    assert document(meshwright("plan", *JOB, "--json", "-o", file))["proof"] == "proved by a dry run (plan.proof.json)"
+    assert "proved by a dry run" in meshwright("estimate", file).out
+    proof.write_text(json.dumps({"digest": "of another plan", "agrees": True}))
+    assert "not proved: the plan has changed" in meshwright("plan", *JOB, "-o", file).out
+
+
 def test_a_plan_asks_for_context_parallelism_by_all_to_all(meshwright: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     assert meshwright("estimate", *JOB, "--cp", "2", "--zero", "3", "--cp-variant", "all_to_all", "-o", file).code == 0

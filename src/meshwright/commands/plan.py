@@ -139,6 +139,7 @@ class Question:
 def train(question: Question, *, out: Path | None, plot: bool, as_json: bool) -> int:
     """Search, print, and write the best plan of a training job."""
     from meshwright.commands.jobs import plan_of
+    from meshwright.plan.proved import verdict
     from meshwright.planner.explained import explained
     from meshwright.planner.search import search
     from meshwright.planner.shortfall import shortfall
@@ -160,10 +161,16 @@ def train(question: Question, *, out: Path | None, plot: bool, as_json: bool) ->
             output.show(nothing_fits_report(heading, found, missing))
         return 1
     why = explained(found, *parts, fixed, job.stack)
+    note: str | None = None
     if out is not None:
-        plan_of(job, found.best[0].config, found.best[0], question.objective.value).write(out)
+        best = plan_of(job, found.best[0].config, found.best[0], question.objective.value)
+        best.write(out)
+        note = verdict(out, best)  # a dry run of this very plan may have left its proof there
     if as_json:
-        output.show_json(search_document(*parts, found, why))
+        proved = {} if note is None else {"proof": note}
+        output.show_json({**search_document(*parts, found, why), **proved})
     else:
         output.show(search_report(heading, found, why, plot))
+        if note is not None:
+            output.show(note)
     return 0
