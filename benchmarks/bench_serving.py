@@ -1,6 +1,6 @@
 """Output tokens/s of `meshwright generate` and of vLLM's CPU build beside plain transformers, in one run.
 
-The work: 8-layer Llama, hidden 512, vocabulary 8192, fp32, one batch of 8 prompts of 32 tokens, 48 new tokens each,
+The work: 8-layer Llama, hidden 512, vocabulary 264, fp32, one batch of 8 prompts of 32 tokens, 48 new tokens each,
 greedy, no end token. transformers runs with 1 and with 2 threads, each rank of a layout with one. A round asks all in
 turn, the server that is not asked is stopped (SIGSTOP); the first answers of each process warm it up and do not count;
 the median over rounds does. Writes build/bench-serving.json. vLLM: the environment of `make test-serving`. To be run
@@ -31,6 +31,7 @@ from transformers import LlamaConfig
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.plan import ModelSection, Plan, ServingWorkload
 from meshwright.runtime.generation.generator import GenerationJob, GenerationRank
+from meshwright.runtime.generation.text import write_byte_tokenizer
 from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.weights import meta_model, reference_model
 from meshwright.serving import VllmOptions, vllm_launch
@@ -46,7 +47,8 @@ MODEL = LlamaConfig(
     intermediate_size=1376,
     num_attention_heads=8,
     num_key_value_heads=8,
-    vocab_size=8192,
+    vocab_size=264,  # bytes, as the tokenizer that vLLM is given
+    initializer_range=0.1,
     max_position_embeddings=512,
     tie_word_embeddings=False,
     eos_token_id=None,
@@ -144,6 +146,7 @@ def measure(names: list[str], rounds: int, with_vllm: bool) -> dict[str, Any]:
     model = WORK / "model"
     reference: Any = reference_model(MODEL, 0, torch.float32)
     reference.save_pretrained(model)
+    write_byte_tokenizer(model)
     meta_model(MODEL)  # imports the model's code once, before ranks fork
     every: dict[str, list[float]] = {}
     equal: dict[str, bool] = {}

@@ -188,7 +188,7 @@ def _show(found: dict[str, Any]) -> None:
             )
             text += "unknown" if gap is None else f"{gap:.6f} apart"
         output.show(Text(text))
-    output.show(Text(f"ranks {'are the layouts' if found['ranks_agree'] else 'are NOT the layouts'} vllm order"))
+    output.show(Text(f"ranks are {'' if found['ranks_agree'] else 'NOT '}in the layout's vllm order"))
     for kind, load in found["load"].items():
         ends = ", ".join(f"{count} {end}" for end, count in load["ends"].items() if count)
         output.show(Text(f"{kind} loop: {load['asked']} requests in {load['seconds']:.1f} s: {ends}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig, Precision
+from meshwright.runtime.generation import pipeline
+from meshwright.runtime.generation.forward import forward_cached
 from meshwright.runtime.generation.generator import GenerationJob, generate_forked
 from meshwright.runtime.generation.sampler import Sampling
 from meshwright.runtime.weights import reference_model
@@ -66,7 +69,14 @@ def test_other_families_agree_with_windows_and_learned_positions(family: str):
 
 
 @pytest.mark.parametrize(
-    "layout", [{"tp": 2, "ep": 2}, {"tp": 2, "pp": 2, "dp": 2, "ep": 2}, {"tp": 2, "expert_tp": 2}]
+    "layout",
+    [
+        {"pp": 2},
+        {"tp": 2, "ep": 2},
+        {"tp": 2, "pp": 2, "ep": 2},
+        {"tp": 2, "pp": 2, "dp": 2, "ep": 2},
+        {"tp": 2, "expert_tp": 2},
+    ],
 )
 def test_mixtral_agrees_with_its_experts_spread_or_cut(layout: dict[str, Any]):
     done = generate_forked(job("mixtral", layout))
@@ -81,6 +91,22 @@ def test_fewer_kv_heads_than_ranks_share_a_head():
 def test_batches_of_one_and_more_batches_than_stages_change_nothing():
     done = generate_forked(job("llama", LAYOUTS["pp2"], batch=1))
     assert done.tokens == transformers_tokens("llama")
+
+
+def test_two_batches_over_two_stages_take_the_time_of_one(monkeypatch: pytest.MonkeyPatch):
+    """A pass takes 60 ms on each stage. One batch leaves each stage idle half of the time; a second one fills that."""
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.06)
+        return forward_cached(*arguments)
+
+    monkeypatch.setattr(pipeline, "forward_cached", slow)  # ranks are forked: they inherit it
+    one = generate_forked(job("llama", {"pp": 2}, batch=len(PROMPTS)))
+    two = generate_forked(job("llama", {"pp": 2}, batch=len(PROMPTS) // 2))
+    assert one.tokens == two.tokens
+    alone = 2 * 0.06 * NEW  # both stages, one after the other
+    assert alone < one.seconds
+    assert two.seconds < 1.5 * one.seconds
 
 
 def test_answers_end_at_the_end_token_as_in_transformers():
