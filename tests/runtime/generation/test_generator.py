@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 
 from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig, Precision
-from meshwright.runtime.generation import pipeline
-from meshwright.runtime.generation.forward import forward_cached
 from meshwright.runtime.generation.generator import GenerationJob, generate_forked
+from meshwright.runtime.generation.pipeline import Batch, GenerationPipeline
 from meshwright.runtime.generation.sampler import Sampling
 from meshwright.runtime.weights import reference_model
 
@@ -93,20 +91,41 @@ def test_batches_of_one_and_more_batches_than_stages_change_nothing():
     assert done.tokens == transformers_tokens("llama")
 
 
-def test_two_batches_over_two_stages_take_the_time_of_one(monkeypatch: pytest.MonkeyPatch):
-    """A pass takes 60 ms on each stage. One batch leaves each stage idle half of the time; a second one fills that."""
+class RecordedPipeline(GenerationPipeline):
+    """What a stage does in which order, without a stage."""
 
-    def slow(*arguments: Any) -> Any:
-        time.sleep(0.06)
-        return forward_cached(*arguments)
+    def _turn(self, batch: Batch) -> None:
+        EVENTS.append(("works on", batch.numbers[0]))
 
-    monkeypatch.setattr(pipeline, "forward_cached", slow)  # ranks are forked: they inherit it
-    one = generate_forked(job("llama", {"pp": 2}, batch=len(PROMPTS)))
-    two = generate_forked(job("llama", {"pp": 2}, batch=len(PROMPTS) // 2))
-    assert one.tokens == two.tokens
-    alone = 2 * 0.06 * NEW  # both stages, one after the other
-    assert alone < one.seconds
-    assert two.seconds < 1.5 * one.seconds
+    def _note(self, batch: Batch) -> None:
+        EVENTS.append(("waits for", batch.numbers[0]))
+        batch.steps += 1
+
+
+EVENTS: list[tuple[str, int]] = []
+
+
+def test_a_stage_works_on_every_other_batch_before_it_waits_for_one():
+    """So that with a batch per stage no stage idles: a batch's tokens come while the others are worked on."""
+    EVENTS.clear()
+    nothing: Any = None
+    run = RecordedPipeline(nothing, nothing, nothing, nothing, Sampling(), 3, frozenset(), torch.float32,
+                           torch.device("cpu"), lambda _: None)  # fmt: skip
+    run.run([Batch.of((n,), [[1]], 3, torch.device("cpu")) for n in range(5)], in_flight=2)
+    flying: list[int] = []
+    most = 0
+    for at, (what, number) in enumerate(EVENTS):
+        if what == "works on":
+            flying.append(number)
+            most = max(most, len(flying))
+            continue
+        last = max(i for i in range(at) if EVENTS[i] == ("works on", number))
+        between = {n for kind, n in EVENTS[last + 1 : at] if kind == "works on"}
+        assert between >= set(flying) - {number}
+        flying.remove(number)
+    assert most == 2
+    assert flying == []
+    assert EVENTS.count(("waits for", 4)) == 3
 
 
 def test_answers_end_at_the_end_token_as_in_transformers():
