@@ -87,9 +87,9 @@ dryrun-check: $(STAMP)
 dryrun-big: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.dryrun_big
 
-## make bench-runtime    CPU seconds per rank and step of tp2, pp2, dp2 against one process of plain transformers
+## make bench-runtime    seconds per step of seven layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
 bench-runtime: $(STAMP)
-	$(TEST_ENV) $(BIN)/python benchmarks/bench_runtime.py
+	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime $(ARGS)
 
 ## make bench-serving    output tokens/s of generate and of vLLM's CPU build at four layouts beside plain transformers
 .PHONY: bench-serving

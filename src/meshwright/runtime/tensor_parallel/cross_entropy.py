@@ -53,15 +53,15 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
         counted = labels != IGNORED
         losses = (sums[0].log() - sums[1]).masked_fill(~counted, 0.0)
-        softmax = exponentials.div_(sums[0].unsqueeze(-1))
-        ctx.save_for_backward(softmax, column, mine, counted)
+        ctx.save_for_backward(exponentials, sums[0], column, mine, counted)
         ctx.logits_dtype = logits.dtype
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        softmax, column, mine, counted = ctx.saved_tensors
-        # in place: backward runs once and the softmax is the largest tensor of the step
-        grad = softmax.scatter_add_(-1, column, -mine.to(softmax.dtype).unsqueeze(-1))
-        grad.mul_((counted.to(softmax.dtype) * grads[0]).unsqueeze(-1))
+        exponentials, total, column, mine, counted = ctx.saved_tensors
+        scale = counted.to(exponentials.dtype) * grads[0]
+        # in place and in one pass: backward runs once and the exponentials are the largest tensor of the step
+        grad = exponentials.mul_((scale / total).unsqueeze(-1))
+        grad.scatter_add_(-1, column, -(mine * scale).unsqueeze(-1))
         return grad.to(ctx.logits_dtype), None, None, None
