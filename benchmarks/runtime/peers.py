@@ -22,7 +22,7 @@ from benchmarks.runtime.work import Work
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / "build" / "peers-env"
 PINNED = ROOT / "constraints" / "dev.txt"
-PACKAGES = ("transformers", "ninja", "setuptools", "deepspeed==0.19.8")
+PACKAGES = ("transformers", "accelerate", "ninja", "setuptools", "deepspeed==0.19.8")
 COMPILE = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
 RANKS = 2
 TIMEOUT_S = 900
