@@ -33,6 +33,17 @@ ZBV = {"schedule": Schedule.ZBV, "vpp": 2}
 DUALPIPEV = {"schedule": Schedule.DUALPIPEV, "vpp": 2}
 
 BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+BALANCED_STAGES: dict[str, dict[str, Any]] = {
+    "pp2": {"pp": 2},
+    "pp4": {"pp": 4, "global_batch": 6},
+    "ep2 x pp2 gpipe": {"dp": 2, "pp": 2, "ep": 2, "schedule": Schedule.GPIPE},
+    "tp2 sp x pp2": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "tp2 x pp2 interleaved": {"tp": 2, "pp": 2, **INTERLEAVED},
+    "pp2 zb-h1": {"pp": 2, **ZB_H1},
+    "pp2 zbv x dp2 zero2": {"pp": 2, "dp": 2, "zero": 2, **ZBV},
+    "pp2 dualpipev x tp2 x ep2": {"pp": 2, "tp": 2, "ep": 2, **DUALPIPEV},
+    "pp2 x cp2 micro batch 2": {"pp": 2, "cp": 2, "micro_batch": 2},
+}
 FEW_TOKENS = {"num_experts": 32, "num_experts_per_tok": 1, "norm_topk_prob": False}
 
 CP_FAMILIES = [(2, "llama"), (4, "llama"), (2, "mistral"), (4, "gemma3_text"), (2, "gpt2"), (2, "gpt_neox")]
@@ -68,6 +79,12 @@ CHOSEN = [
         "mixtral",
     ),
     Case("load-balancing loss, ep2 over dp2 x tp2", layout(ep=2, dp=2, tp=2), "mixtral", BALANCED),
+    Case(
+        "load-balancing loss over stages, zbv x dp2 zero3 recompute",
+        layout(ep=2, dp=2, pp=2, zero=3, recompute=Recompute.FULL, **ZBV),
+        "qwen3_moe",
+        BALANCED,
+    ),
     Case("ep4 x dp4", layout(ep=4, dp=4, global_batch=4), "qwen3_moe"),
     Case("mistral, selective recompute", layout(dp=2, pp=2, recompute=Recompute.SELECTIVE), "mistral"),
 ]
@@ -173,6 +190,10 @@ def _experts() -> list[Case]:
         ),
         Case(
             "load-balancing loss, micro batch 2", layout(ep=2, dp=2, micro_batch=2, global_batch=8), "gpt_oss", BALANCED
+        ),
+        *(
+            Case(f"load-balancing loss over stages, {family} {name}", layout(**sizes), family, BALANCED)
+            for family, (name, sizes) in product(("mixtral", "qwen3_moe"), BALANCED_STAGES.items())
         ),
         Case("ep2 x tp4 over 2 KV heads", layout(ep=2, tp=4, sequence_parallel=True), "qwen3_moe"),
     ]

@@ -19,7 +19,7 @@ from meshwright.runtime.process_groups import ProcessGroupManager
 from meshwright.runtime.state import LocalParameter
 from meshwright.runtime.weights import SeededWeights
 
-from .layouts import INTERLEAVED, SEQ, layout
+from .layouts import DUALPIPEV, INTERLEAVED, SEQ, layout
 from .tiny import tiny
 
 FAST = OptimizerOptions(learning_rate=3e-3, clip_norm=1.0)
@@ -194,9 +194,21 @@ def sinks_over_context() -> None:
         engine_of(layout(cp=2), family="gpt_oss")
 
 
-def balance_over_stages() -> None:
-    with pytest.raises(InputError, match=r"couples all layers and cannot be run over pp=2"):
-        engine_of(layout(pp=2), family="mixtral", output_router_logits=True)
+def evaluated(config: HybridParallelConfig) -> float:
+    engine = engine_of(config, family="mixtral", output_router_logits=True, router_aux_loss_coef=0.5)
+    return engine.evaluate(*own_batch(engine))
+
+
+def test_the_load_balancing_loss_is_evaluated_the_same_over_stages():
+    (one,), staged = run_ranks(1, evaluated, layout()), run_ranks(2, evaluated, layout(pp=2, **DUALPIPEV))
+    assert staged == pytest.approx([one, one], rel=1e-5)
+    (without,) = run_ranks(1, evaluated_without, layout())
+    assert one > without + 0.1
+
+
+def evaluated_without(config: HybridParallelConfig) -> float:
+    engine = engine_of(config, family="mixtral")
+    return engine.evaluate(*own_batch(engine))
 
 
 def experts_that_do_not_divide() -> None:
@@ -204,7 +216,7 @@ def experts_that_do_not_divide() -> None:
         engine_of(layout(dp=2, ep=2), family="mixtral", num_local_experts=3)
 
 
-@pytest.mark.parametrize("refused", [sinks_over_context, balance_over_stages, experts_that_do_not_divide])
+@pytest.mark.parametrize("refused", [sinks_over_context, experts_that_do_not_divide])
 def test_what_mixtures_of_experts_cannot_do_is_refused_in_one_line(refused: Callable[[], None]):
     run_ranks(2, refused)
 

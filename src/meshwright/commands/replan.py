@@ -44,7 +44,7 @@ def runnable(model: ModelSpec, old: HybridParallelConfig) -> Constraints:
     """What the search may choose from, so that the runtime surely runs it and the training stays the same.
 
     Context parallel and selective recompute depend on the model's attention and dropout: only where the plan had them.
-    Schedules with a split backward pass are left out (with ZeRO-3 in bf16 they do not run). A model with experts
+    Schedules with a split backward pass are not searched. A model with experts
     balances over a microbatch: it keeps its size, and gets stages only where it had them.
     """
     experts = any(isinstance(kind.mlp, MoeMlp) for kind in model.kinds)

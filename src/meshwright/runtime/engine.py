@@ -23,7 +23,7 @@ from meshwright.runtime.context_parallel import ContextShard, refuse_dropout
 from meshwright.runtime.data_parallel import PlainDataParallel
 from meshwright.runtime.dropout import DropoutState
 from meshwright.runtime.expert_parallel import ExpertAxes, ExpertOptions, ExpertParallelMoE, ExpertRegion, Routing
-from meshwright.runtime.expert_parallel.balance import RouterBalance, has_balance_loss, refuse_balance_over_stages
+from meshwright.runtime.expert_parallel.balance import RouterBalance, has_balance_loss
 from meshwright.runtime.expert_parallel.load import RouterLoad, router_load
 from meshwright.runtime.expert_parallel.module import Load
 from meshwright.runtime.families import expert_count, family_of
@@ -291,6 +291,7 @@ def _router_balance(model_config: Any, groups: ProcessGroupManager) -> RouterBal
         float(model_config.router_aux_loss_coef),
         groups.axis("tp_cp"),
         groups.axis("cp").size,
+        groups.device.torch,
     )
 
 
@@ -320,7 +321,6 @@ def _refuse_unsupported(config: HybridParallelConfig, model_config: Any, options
         raise InputError(
             f"the model has no experts: use ep=1, expert_tp=1 (got ep={config.ep}, expert_tp={config.expert_tp})"
         )
-    refuse_balance_over_stages(model_config, config.pp)
     tokens = config.micro_batch * (options.seq // config.cp)
     if experts and tokens % config.tp:
         raise InputError(f"tp={config.tp} must divide the {tokens} tokens of a microbatch that experts share")

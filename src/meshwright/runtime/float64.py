@@ -24,7 +24,8 @@ def _is_double(value: object) -> bool:
 
 
 class keep_float64(TorchFunctionMode):  # noqa: N801 - read as a context manager, like torch.no_grad
-    """While active, float64 tensors stay float64 whatever narrower floating type is asked for."""
+    """While active, float64 tensors stay float64 whatever narrower floating type is asked for, and zeros to add to are
+    float64."""
 
     def __torch_function__(
         self,
@@ -34,6 +35,8 @@ class keep_float64(TorchFunctionMode):  # noqa: N801 - read as a context manager
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         keywords = dict(kwargs or {})
+        if func is torch.zeros and _is_lower(keywords.get("dtype")):  # sums that are begun in fp32 (routers' shares)
+            keywords["dtype"] = torch.float64
         if args and _is_double(args[0]):
             if func in _CASTS:
                 return args[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from meshwright.ledger import Collective, Phase
 from meshwright.runtime.collectives import tensor_bytes
+from meshwright.runtime.expert_parallel.balance import BALANCE, TravellingBalance
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.split_backward import Deferred
 from meshwright.runtime.stage import StageModule
@@ -99,6 +100,7 @@ Key = tuple[int, int]
 class Live:
     """What a stage holds between the actions of a step."""
 
+    balance: TravellingBalance | None = None
     inputs: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
     outputs: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
     incoming: dict[Action, Incoming] = field(default_factory=dict[Action, Incoming])
@@ -166,7 +168,7 @@ class PipelineExecutor:
         detached, by the stage of the last chunk."""
         if len(microbatches) != self.schedule.microbatches:
             raise ValueError(f"schedule of {self.schedule.microbatches} microbatches got {len(microbatches)}")
-        live, total = Live(), None
+        live, total = Live(self._balance()), None
         for step in self.steps:
             action = step[0]
             self._begins(step)
@@ -186,6 +188,11 @@ class PipelineExecutor:
                 message.work.wait()
         self._begins(())
         return total
+
+    def _balance(self) -> TravellingBalance | None:
+        """A step's part of the load-balancing loss, where the model has one."""
+        watched = {chunk: module.balance for chunk, module in self.chunks.items() if module.balance is not None}
+        return TravellingBalance(watched, self.schedule.total_chunks - 1) if watched else None
 
     def _forward(self, action: Action, microbatch: Microbatch, live: Live) -> Tensor | None:
         key = (action.chunk, action.microbatch)
@@ -208,8 +215,9 @@ class PipelineExecutor:
             live.inputs[key], live.outputs[key] = hidden, output
         elif key in live.buffers:
             self.pool.give_back(live.buffers.pop(key))
+        balance = live.balance.after_forward(*key, trains) if live.balance else None
         if module.plan.last:
-            return output.detach()
+            return output.detach() if balance is None else output.detach() + balance
         if self.schedule.sends_forward(action.chunk):
             live.outputs.setdefault(key, output)
         else:
@@ -242,8 +250,13 @@ class PipelineExecutor:
             gradient = received = self._received(Action(ActionKind.RECEIVE_BACKWARD, chunk, index), live)
         else:
             gradient = live.input_gradients.pop((chunk + 1, index))
+        outputs, gradients = [output], [gradient]
+        balance = live.balance.before_backward(*key) if live.balance else None
+        if balance is not None:
+            outputs.append(balance[0])
+            gradients.append(balance[1] * loss_scale)
         with module.split.during(split):
-            torch.autograd.backward(output, gradient)
+            torch.autograd.backward(outputs, gradients)
         if split:
             live.weight_gradients[key] = module.split.collect()
         if hidden.grad is not None:
@@ -271,21 +284,29 @@ class PipelineExecutor:
         of the step."""
         live.sends = [message for message in live.sends if not message.work.is_completed()]  # frees what they sent
         operations: list[dist.P2POp] = []
-        tensors: list[Tensor] = []
+        posted: list[tuple[Action, Tensor, slice]] = []
         for action in messages:
             tensor = self._outgoing(action, live) if action.kind in SENDS else self.pool.take()
-            call = dist.isend if action.kind in SENDS else dist.irecv
-            operations.append(dist.P2POp(call, tensor, self._peer(action), self.pp.group))
-            tensors.append(tensor)
+            first = len(operations)
+            operations.append(self._operation(action, tensor))
             self._record(action)
+            if live.balance is not None:
+                beside = live.balance.beside(action)
+                operations.append(self._operation(action, beside))
+                self._record(action, beside)
+            posted.append((action, tensor, slice(first, len(operations))))
         with self.pp.waiting():
             works = dist.batch_isend_irecv(operations)
-        for i, (action, tensor) in enumerate(zip(messages, tensors, strict=True)):
-            own = [works[i]] if len(works) == len(messages) else list(works)  # NCCL gives one work for the batch
+        for action, tensor, place in posted:
+            own = list(works[place] if len(works) == len(operations) else works)  # NCCL gives one work for the batch
             if action.kind in SENDS:
                 live.sends += [Outgoing(work, tensor, self._peer(action)) for work in own]
             else:
                 live.incoming[action] = Incoming(tensor, own)
+
+    def _operation(self, action: Action, tensor: Tensor) -> dist.P2POp:
+        call = dist.isend if action.kind in SENDS else dist.irecv
+        return dist.P2POp(call, tensor, self._peer(action), self.pp.group)
 
     def _peer(self, action: Action) -> int:
         """Global rank at the other end of a message."""
@@ -312,10 +333,14 @@ class PipelineExecutor:
         elif flight is not None:
             flight.action("", -1, -1)
 
-    def _record(self, action: Action) -> None:
+    def _record(self, action: Action, beside: Tensor | None = None) -> None:
+        """Book a message, or what travels beside it."""
         self._log(action)
         forward = action.kind in (ActionKind.SEND_FORWARD, ActionKind.RECEIVE_FORWARD)
         collective = Collective.SEND if action.kind in SENDS else Collective.RECEIVE
         with self.pp.recorder.during(Phase.FORWARD if forward else Phase.BACKWARD):
-            subject, peer = SUBJECTS[action.kind], self._peer(action)
-            self.pp.record(collective, subject, self._message_bytes, self.activation.dtype, peer)
+            peer = self._peer(action)
+            if beside is not None:
+                self.pp.record(collective, BALANCE, tensor_bytes(beside), beside.dtype, peer)
+            else:
+                self.pp.record(collective, SUBJECTS[action.kind], self._message_bytes, self.activation.dtype, peer)

@@ -163,11 +163,10 @@ class StageModule(nn.Module):
         logits = self.logits(hidden)
         first_row = self.head.slices["weight"].start
         flat = logits.reshape(-1, logits.shape[-1])
-        loss = vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
-        return loss if self.balance is None else loss + self.balance.loss()
+        return vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
 
     def watch_routers(self, balance: RouterBalance) -> None:
-        """Add the load-balancing loss to this chunk's."""
+        """The executor adds the load-balancing loss of this chunk's routers."""
         moe = self.family.moe
         assert moe is not None
         self.balance = balance
