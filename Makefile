@@ -87,7 +87,7 @@ dryrun-check: $(STAMP)
 dryrun-big: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.dryrun_big
 
-## make bench-runtime    seconds per step of seven layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
+## make bench-runtime    seconds per step of ten layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime $(ARGS)
 
