@@ -53,7 +53,9 @@ def test_a_folded_step_is_the_whole_step(sizes: dict[str, Any], model: dict[str,
     for stage in range(config.pp):
         rank = int(rank_layout(config).rank(pp=stage))
         folded, whole = trace_rank(job, rank), trace_rank(replace(job, fold=False), rank)
-        assert folded.folded > 0 == whole.folded
+        assert whole.folded == 0
+        if config.zero_shards is None:  # HSDP holds a reduced shard one block longer, and may be run whole
+            assert folded.folded > 0
         assert folded.events == whole.events
         assert folded.memory == whole.memory  # the most of each kind, both peaks with action and module, the curve
 
