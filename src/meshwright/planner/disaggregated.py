@@ -13,7 +13,7 @@ from time import perf_counter
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
 from meshwright.cost.kv_transfer import cache_shares, exposed_seconds, transfer_seconds
 from meshwright.cost.serving import ServingEstimate, serving_engine
 from meshwright.cost.serving_pools import (
@@ -264,10 +264,10 @@ def matched_units(
     return readers, writers, best
 
 
-def _ranks_match(readers: Candidates, writers: Candidates) -> FloatArray:
+def _ranks_match(readers: Candidates, writers: Candidates) -> BoolArray:
     """One tp size divides the other, so that each rank's heads come from whole ranks."""
     first, second = readers.tp[:, None], writers.tp[None, :]
-    return (first % second == 0) | (second % first == 0)
+    return np.logical_or(first % second == 0, second % first == 0)
 
 
 def _pool_config(unit: HybridParallelConfig, units: int) -> HybridParallelConfig:

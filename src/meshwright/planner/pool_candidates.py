@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates
+from meshwright.cost.candidates import BoolArray, Candidates
 from meshwright.hardware.spec import Cluster
 from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.planner.constraints import Constraints
@@ -33,7 +33,7 @@ def pool_candidates(model: ModelSpec, cluster: Cluster, fixed: Constraints) -> C
     table["ep"] = np.where(spread, ranks, 1)
     table["expert_tp"] = np.where(spread | (experts == 1), 1, table["tp"])
     # experts that are cut by tp are shared by no other replica: those are units of their own
-    sensible = np.where(spread, (ranks > 1) & (experts % ranks == 0), table["dp"] == 1)
+    sensible: BoolArray = (spread & (ranks > 1) & (experts % ranks == 0)) | (~spread & (table["dp"] == 1))
     allowed = np.isin(table["ep"], column(fixed.values("ep", [int(e) for e in np.unique(table["ep"])])))
     candidates = as_candidates(keep(table, sensible & allowed), fixed.precision)
     return candidates.take(legal(model, None, 2, candidates))
