@@ -129,7 +129,7 @@ class _RingAttention(torch.autograd.Function):
         precise, grad = at_least_fp32(q), at_least_fp32(grads[0])
         delta = (grad * output).sum(dim=-1, keepdim=True)
         query_grad = torch.zeros_like(precise)
-        key_value_grad = torch.zeros_like(travelling, dtype=precise.dtype)
+        key_value_grad = arrived = torch.zeros_like(travelling, dtype=precise.dtype)
         groups = q.shape[1] // travelling.shape[1]
         for step in range(axis.size):
             hop = _Hop(travelling, axis, KEYS_AND_VALUES) if step < axis.size - 1 else None
