@@ -85,6 +85,7 @@ def plan(
         schedule=None if schedule is None else (schedule,),
         sequence_parallel=None if sp is None else (sp,),
         precision=precision or HybridParallelConfig().precision,
+        runs=None,
     )
     requests = Requests(prompt, output_tokens, ttft_ms, tpot_ms, kv_format, weight_format, prefix_hit_rate, pass_tokens)
     if serve:
