@@ -183,6 +183,7 @@ class ShardedDataParallel:
         """`split`: the pass leaves weight gradients for later, so nothing can be reduced at its end."""
         module = self._chunks[chunk]
         assert isinstance(module, FSDPModule)
+        _release_reduced(module)
         last = last and not split
         module.set_is_last_backward(last)
         module.set_requires_gradient_sync(not split and (self._zero >= 2 or last))
@@ -256,3 +257,14 @@ def _accumulate_in_one_format(parameter: FSDPParam) -> None:
         parameter.unsharded_accumulated_grad = torch.zeros_like(live, dtype=precise)
     elif parameter.unsharded_accumulated_grad is None:
         parameter.to_accumulated_grad_if_needed()
+
+
+def _release_reduced(module: FSDPModule) -> None:
+    """Let go of the input of the last reduce-scatter, a unit's gradients in fp32: FSDP2 keeps it until the next one,
+    all through the next backward pass of the head, unless it is told that the step ends. By now the call is long
+    over."""
+    state = module._get_fsdp_state()
+    for reduced in state._comm_ctx.reduce_scatter_states:
+        if reduced.event is not None and state._device_handle is not None:
+            state._device_handle.current_stream().wait_event(reduced.event)
+    state._comm_ctx.reduce_scatter_states.clear()

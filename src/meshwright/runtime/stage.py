@@ -19,6 +19,7 @@ from meshwright.layout.config import Recompute
 from meshwright.runtime import dropout
 from meshwright.runtime.context_parallel import ContextShard
 from meshwright.runtime.dropout import DropoutState
+from meshwright.runtime.even_heads import has_uneven_heads, register_even_heads
 from meshwright.runtime.expert_parallel import ExpertParallelMoE
 from meshwright.runtime.expert_parallel.balance import RouterBalance
 from meshwright.runtime.families import Family
@@ -235,6 +236,8 @@ def build_stage(
     selective = options.recompute is Recompute.SELECTIVE
     contexts = options.dropout.contexts(options.contexts)
     core = options.context.attention_name() if options.context else options.attention
+    if core == "sdpa" and has_uneven_heads(splitter.config):
+        core = register_even_heads(core)
     if dropout.has_attention_dropout(splitter.config):
         core = dropout.register_attention(core)
     attention = register_selective(contexts, core) if selective else core

@@ -41,7 +41,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         precise = at_least_fp32(logits)
         largest = precise.amax(dim=-1)
         all_reduce(largest, axis, "largest logit", dist.ReduceOp.MAX)
-        shifted = precise - largest.unsqueeze(-1)
+        # in place where it is a copy: with the logits in fp32 beside it, it is the largest tensor of the step
+        shifted = precise - largest.unsqueeze(-1) if precise is logits else precise.sub_(largest.unsqueeze(-1))
 
         column = labels - first_row
         mine = (column >= 0) & (column < logits.shape[-1])
