@@ -34,12 +34,14 @@ from meshwright.schedules.actions import Action
 @dataclass(frozen=True)
 class DryJob:
     """What is run: a layout, a transformers config, and the length of sequences. `fold`: of microbatches that repeat
-    each other a few are run (fold.py)."""
+    each other a few are run (fold.py). `messages_end`: what was sent goes once it has arrived, else at the step's end,
+    as with gloo (world.py)."""
 
     config: HybridParallelConfig
     model_config: Any
     seq: int
     fold: bool = True
+    messages_end: bool = True
 
     @property
     def options(self) -> EngineOptions:
@@ -87,7 +89,8 @@ def no_collection() -> Iterator[None]:
 
 def _trace_fake(job: DryJob, rank: int, began: float) -> RankTrace:
     recorder = StatingRecorder()
-    with fake_world(rank, job.config.world_size), fake_tensors() as mode, no_collection():
+    world = fake_world(rank, job.config.world_size, messages_end=job.messages_end)
+    with world, fake_tensors() as mode, no_collection():
         engine = fake_engine(job.config, job.model_config, recorder, job.options)
         return _traced(job, rank, engine, recorder, mode.watched_by, began)
 

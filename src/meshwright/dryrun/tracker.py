@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 
 from meshwright.dryrun.trace import BEFORE
@@ -82,7 +83,6 @@ class MemoryTracker:
         self._action, self._number, self._forward = BEFORE, 0, False
         self._modules: list[str] = []
         self._ends: list[tuple[int, str]] = []  # (autograd's number at a module's end, its name), of the last forward
-        self._hooked: set[int] = set()
         self._sharded = any(isinstance(m, FSDPModule) for m in engine.chunks.values())
         self._gathered = MemoryKind.BUFFERS if engine.config.zero == 3 else MemoryKind.PARAMETERS
         self._total = self._working = 0
@@ -129,7 +129,21 @@ class MemoryTracker:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks on modules and on storages that change their size (FSDP2 frees weights so)."""
+        """Hooks on modules, on FSDP2's reductions, and on storages that change their size (FSDP2 frees weights so)."""
+        reduce = FSDPParamGroup.post_backward
+
+        def reduced(group: FSDPParamGroup, *unused: Any) -> None:
+            reduce(group, *unused)
+            self._mark_gradients(group)
+
+        gather = FSDPParamGroup.wait_for_unshard
+
+        def gathered(group: FSDPParamGroup) -> None:
+            gather(group)
+            self._mark_weights(group)
+
+        FSDPParamGroup.post_backward = reduced  # pyright: ignore[reportAttributeAccessIssue]
+        FSDPParamGroup.wait_for_unshard = gathered  # pyright: ignore[reportAttributeAccessIssue]
         pre = nn.modules.module.register_module_forward_pre_hook(self._enter_module)
         post = nn.modules.module.register_module_forward_hook(self._leave_module, always_call=True)
         resize = torch.UntypedStorage.resize_
@@ -144,6 +158,7 @@ class MemoryTracker:
             yield
         finally:
             torch.UntypedStorage.resize_ = resize
+            FSDPParamGroup.post_backward, FSDPParamGroup.wait_for_unshard = reduce, gather
             pre.remove()
             post.remove()
 
@@ -175,60 +190,32 @@ class MemoryTracker:
             self._mark(parameter.gradient, MemoryKind.GRADIENTS)
 
     def settle(self) -> None:
-        """The action is over: name what outlives it. Activations of a forward pass, gradients, weights that stay
-        gathered."""
-        if self._sharded:
-            self._mark_sharded()
+        """The action is over: name what outlives it. Activations of a forward pass, buffers of others."""
         for storage in self._alive.values():
             if storage.action == self._number and storage.kind is MemoryKind.TEMPORARIES:
                 self._move(storage, MemoryKind.ACTIVATIONS if self._forward else MemoryKind.BUFFERS)
 
-    def _mark_sharded(self) -> None:
-        """Gradients are what accumulates: whole ones under ZeRO-1 (their reduced shards take over one unit at a time),
-        else shards."""
-        if self._engine.config.zero >= 2:
-            for parameter in self._engine.parameters:
-                if parameter.live.grad is not None:
-                    self._mark(parameter.live.grad, MemoryKind.GRADIENTS)
-            return
-        for chunk in self._engine.chunks.values():
-            for module in chunk.modules():
-                if isinstance(module, FSDPModule):
-                    self._mark_unit(module)
+    def _mark_gradients(self, group: FSDPParamGroup) -> None:
+        """Of an FSDP unit whose backward pass has ended. Gradients are what accumulates: shards, and under ZeRO-1 whole
+        ones until they are reduced (FSDP2 keeps them on the gathered parameters, or apart in fp32)."""
+        for held in group.fsdp_params:
+            found = [held.sharded_param.grad]
+            if self._engine.config.zero == 1:
+                found += [held.unsharded_accumulated_grad, _gradient_of(held)]
+            for tensor in found:
+                if tensor is not None:
+                    self._mark(tensor, MemoryKind.GRADIENTS)
 
-    def _mark_unit(self, module: FSDPModule) -> None:
-        """FSDP2 keeps what it has not yet reduced on the gathered parameters, or apart in fp32."""
-        for group in module._get_fsdp_state()._fsdp_param_groups:
-            for held in group.fsdp_params:
-                for tensor in (held.unsharded_accumulated_grad, _gradient_of(held)):
-                    if tensor is not None:
-                        self._mark(tensor, MemoryKind.GRADIENTS)
+    def _mark_weights(self, group: FSDPParamGroup) -> None:
+        """Of an FSDP unit that is gathered."""
+        for held in group.fsdp_params:
+            if hasattr(held, "_unsharded_param"):
+                self._mark(held.unsharded_param, self._gathered)
 
     def _enter_module(self, module: nn.Module, _args: Any) -> None:
         self._modules.append(self._names.get(id(module), type(module).__name__))
-        if not self._sharded:
-            return
-        self._mark_gathered(module)
-
-    def _mark_gathered(self, module: nn.Module) -> None:
-        """Weights that FSDP2 has gathered by now. Those that a unit holds itself (routed experts) come only after its
-        forward has begun."""
-        for parameter in module.parameters(recurse=False):
-            key = _storage_of(parameter)._cdata
-            found = self._alive.get(key)
-            if found is None or found.kind is MemoryKind.TEMPORARIES:
-                self._mark(parameter, self._gathered)
-            if self._engine.config.zero == 1 and parameter.requires_grad and id(parameter) not in self._hooked:
-                self._hooked.add(id(parameter))
-                parameter.register_post_accumulate_grad_hook(self._on_gradient)
-
-    def _on_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self._mark(parameter.grad, MemoryKind.GRADIENTS)
 
     def _leave_module(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if isinstance(module, FSDPModule):
-            self._mark_gathered(module)
         name = self._modules.pop()
         node = output.grad_fn if isinstance(output, Tensor) else None
         if node is not None:
