@@ -87,6 +87,11 @@ dryrun-check: $(STAMP)
 dryrun-big: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.dryrun_big
 
+## make dryrun-memory    the model's memory of the runtime beside the dry run's, by kind, over 30 layouts (about 5 min)
+.PHONY: dryrun-memory
+dryrun-memory: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.dryrun_memory
+
 ## make bench-runtime    seconds per step of ten layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime $(ARGS)

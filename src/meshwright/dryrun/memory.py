@@ -1,4 +1,8 @@
-"""The cost model's memory of this project's own runtime, to stand beside what the tracker saw."""
+"""The cost model's memory of this project's own runtime, to stand beside what the tracker saw.
+
+State is priced as for every stack. What is in flight is walked through as the runtime allocates it (cost.program) for
+the families that are written down there, else a sum of terms.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, unit_keys
+from meshwright.cost.candidates import Candidates, FloatArray, UnitKeys, unit_keys
 from meshwright.cost.memory import held_memory, live_memory
-from meshwright.cost.stack import stacks
-from meshwright.cost.stages import every_stage
+from meshwright.cost.program.memory import program_memory, written_down
+from meshwright.cost.stack import Stack, stacks
+from meshwright.cost.stages import Stages, every_stage
 from meshwright.cost.workload import Optimizer, Workload
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.ledger import MemoryKind
@@ -37,11 +42,28 @@ def predicted_memory(
     roles = every_stage(model, config)
     keys, stack = unit_keys(candidates), stacks()[OWN_STACK]
     own = runtime_workload(workload, config)
-    held = held_memory(model, own, candidates, roles, keys, stack)
-    live = live_memory(model, own, candidates, roles, keys, stack)
+    held = held_memory(model, own, _as_reduced(candidates, config), roles, keys, stack)
+    if written_down(model):
+        del held[MemoryKind.BUFFERS]  # of FSDP2: among what is in flight
     found: dict[MemoryKind, int] = {}
-    for terms in (held, live):
+    for terms in (held, _in_flight(model, own, candidates, roles, keys, stack)):
         for kind, nbytes in terms.items():
             here = float(np.broadcast_to(nbytes, roles.index.shape)[0, stage])
             found[kind] = found.get(kind, 0) + round(here)
     return {kind: nbytes for kind, nbytes in found.items() if nbytes}
+
+
+def _as_reduced(candidates: Candidates, config: HybridParallelConfig) -> Candidates:
+    """Where a step is one microbatch ZeRO-1 reduces gradients as they are made, and never holds them whole: its state
+    is that of ZeRO-2."""
+    if config.zero == 1 and config.num_microbatches == 1:
+        return replace(candidates, zero=np.full_like(candidates.zero, 2))
+    return candidates
+
+
+def _in_flight(
+    model: ModelSpec, workload: Workload, candidates: Candidates, roles: Stages, keys: UnitKeys, stack: Stack
+) -> dict[MemoryKind, FloatArray]:
+    if written_down(model):
+        return program_memory(model, workload, candidates, roles)
+    return live_memory(model, workload, candidates, roles, keys, stack)
