@@ -202,8 +202,8 @@ def too_long(number: int, frame: FrameType | None) -> None:
     raise FoundError(f"more than {LIMIT_S} s")
 
 
-def fuzz(cases: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """How the cases ended, and what must not have happened."""
+def fuzz(cases: int, seed: int, first: int = 0) -> tuple[Counter[str], list[str]]:
+    """How the cases from number `first` on ended, and what must not have happened."""
     ended: Counter[str] = Counter()
     wrong: list[str] = []
     sys.addaudithook(watch_for_code)
@@ -213,7 +213,7 @@ def fuzz(cases: int, seed: int) -> tuple[Counter[str], list[str]]:
         base = Path(name)
         good_logs(base / "good")
         seeds = {path.name: path.read_bytes() for path in (base / "good").glob("*.flight")}
-        for number in range(cases):
+        for number in range(first, first + cases):
             case = CASES[number % len(CASES)]
             folder = base / f"case-{number}"
             folder.mkdir()
@@ -240,8 +240,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case: a long run in parts")
     options = parser.parse_args()
-    ended, wrong = fuzz(options.cases, options.seed)
+    ended, wrong = fuzz(options.cases, options.seed, options.first)
     print("\n".join(wrong[:40]))
     print(f"{options.cases} cases: {ended['answered']} answered, {ended['refused']} refused, {len(wrong)} wrong")
     return 1 if wrong else 0

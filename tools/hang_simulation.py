@@ -264,6 +264,7 @@ def case(job: Job, kind: str, seed: int) -> tuple[bool, float, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case: a long run in parts")
     parser.add_argument("--dp", type=int, default=64)
     parser.add_argument("--pp", type=int, default=8)
     parser.add_argument("--tp", type=int, default=8)
@@ -271,7 +272,7 @@ def main() -> int:
     sizes = {"dp": arguments.dp, "pp": arguments.pp, "tp": arguments.tp}
     job = Job(HybridParallelConfig(**sizes, global_batch=2 * arguments.dp))
     right, slowest = 0, 0.0
-    for i in range(arguments.cases):
+    for i in range(arguments.first, arguments.first + arguments.cases):
         kind = list(KINDS)[i % len(KINDS)]
         found, took, said = case(job, kind, seed=i)
         right, slowest = right + found, max(slowest, took)

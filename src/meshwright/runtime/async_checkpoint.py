@@ -69,10 +69,10 @@ class AsyncCheckpoints:
         self._under_way = writing
         writing.thread.start()
 
-    def poll(self) -> None:
-        """Raise what went wrong in the background, if anything has."""
-        if self._under_way is not None and not self._under_way.thread.is_alive():
-            self.close()
+    @property
+    def has_ended(self) -> bool:
+        """Whether the checkpoint under way has been written, or has failed: `close` says which without waiting."""
+        return self._under_way is not None and not self._under_way.thread.is_alive()
 
     def close(self) -> None:
         """Wait for the checkpoint under way."""

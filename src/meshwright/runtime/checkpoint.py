@@ -208,9 +208,10 @@ def write(
     writer = CheckpointWriter(beside)
     try:
         save_state_dict(dict(taken.tensors), storage_writer=writer, planner=BoxSavePlanner(), process_group=group)
-    except CheckpointException as error:  # not an Exception
-        _, (cause, _) = next(iter(sorted(error.failures.items())))
-        raise OSError(f"{target.name} cannot be written: {str(cause).strip().splitlines()[0][:200]}") from None
+    except CheckpointException as error:  # not an Exception; raised on all ranks, whose error it is stands in it
+        rank, (cause, _) = next(iter(sorted(error.failures.items())))
+        said = str(cause).strip().splitlines()[0][:200]
+        raise OSError(f"{target.name} cannot be written by rank {rank}: {said}") from None
 
     def name_it() -> None:
         plan.write(beside / PLAN_FILE)
@@ -235,7 +236,7 @@ def _together(work: Callable[[], None], group: dist.ProcessGroup | None) -> None
         try:
             work()
         except OSError as error:
-            problem = [f"checkpoint: {error}"]
+            problem = [f"cannot be written by rank 0: {error}"]
     dist.broadcast_object_list(problem, src=0, group=group)
     if problem[0] is not None:
         raise OSError(problem[0])

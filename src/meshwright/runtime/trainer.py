@@ -204,7 +204,9 @@ class Trainer:
                 writer.step(metrics)
                 progress.show(metrics)
                 diverged = not math.isfinite(metrics.loss)
-                checkpoints.poll()
+                if checkpoints.has_ended:
+                    self.log.activity(SAVING)  # what is raised now is about a checkpoint
+                    checkpoints.close()
                 if not diverged and self._checkpoint_is_due():
                     self.log.activity(SAVING)
                     checkpoints.start(self.engine, self._position())

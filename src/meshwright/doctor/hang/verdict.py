@@ -7,63 +7,24 @@ root of the waiting, messages that do not arrive, and, where nothing stands stil
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 from meshwright.doctor.flight_recorder import read_dumps
 from meshwright.doctor.hang.evidence import Evidence
+from meshwright.doctor.hang.failures import as_noticed, of_failure, without_a_word
+from meshwright.doctor.hang.finding import Cause, Verdict
 from meshwright.doctor.hang.mismatch import Mismatch, first_deviation, first_mismatch
 from meshwright.doctor.hang.slow import slow_rank
 from meshwright.doctor.hang.waits import Wait, Waiting, is_over, waiting
+from meshwright.doctor.hang.words import MOST_NAMED, action_of, action_words, call_words, doing, named
 from meshwright.flight import FLIGHT_FOLDER, RankLog, read_folder
 from meshwright.flight.incident import Failure, read_failures, read_states
-from meshwright.flight.layout import COLLECTIVES, ENDED, FAILED, SAVING, STARTING
+from meshwright.flight.layout import ENDED, FAILED
 from meshwright.flight.processes import ProcessState, states_of
 from meshwright.flight.reader import SUFFIX
-
-MOST_NAMED = 4
-"""Ranks named in a sentence; the rest are counted."""
-CONSEQUENCES = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|store|gloo|nccl|peer|watchdog", re.I
-)
-"""What an error says that another rank's death causes."""
-IN_CHECKPOINT = re.compile(r"CheckpointException ranks:dict_keys\(\[(\d{1,7})")
-ACTIONS = {
-    "F": "forward pass",
-    "B": "backward pass",
-    "I": "backward pass of inputs",
-    "W": "backward pass of weights",
-    "SF": "sending forward",
-    "RF": "receiving forward",
-    "SB": "sending backward",
-    "RB": "receiving backward",
-}
-
-
-class Cause(StrEnum):
-    """Kinds of verdicts."""
-
-    MISSING = "missing rank"
-    PLAN = "another plan"
-    ORDER = "order of collectives"
-    SKIPPED = "skipped collective"
-    EXTRA = "extra collective"
-    SIZE = "size of a collective"
-    DTYPE = "dtype of a collective"
-    FAILED = "error on a rank"
-    DEAD = "dead process"
-    STOPPED = "stopped process"
-    WAITED_FOR = "rank that all wait for"
-    CIRCLE = "ranks wait for one another"
-    NETWORK = "messages do not arrive"
-    SLOW = "slow rank"
-    NOTHING = "nothing stands still"
-
 
 MISMATCH_CAUSES = {
     "order": Cause.ORDER,
@@ -72,26 +33,6 @@ MISMATCH_CAUSES = {
     "size": Cause.SIZE,
     "dtype": Cause.DTYPE,
 }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """`ranks`: who is to blame (for NETWORK: the ends of the link). `axis`, `action`: in what, where it is known.
-    `chain`: waiting ranks down to the culprit. `details`: further sentences."""
-
-    cause: Cause
-    ranks: tuple[int, ...]
-    sentence: str
-    axis: str | None = None
-    action: str | None = None
-    group: tuple[int, ...] = ()
-    behind_s: float | None = None
-    chain: tuple[int, ...] = ()
-    details: tuple[str, ...] = ()
-
-    @property
-    def healthy(self) -> bool:
-        return self.cause is Cause.NOTHING
 
 
 def diagnose_hang(run: Path) -> Verdict:
@@ -103,12 +44,14 @@ def diagnose_hang(run: Path) -> Verdict:
         if dumps:
             return diagnose_logs(dumps)
     logs = read_folder(flight)
+    failures = read_failures(flight.parent if flight.name == FLIGHT_FOLDER else run)
     taken = read_states(flight)
     if taken is not None:
         states, now_ns = taken
+        logs, failures = as_noticed(logs, failures, now_ns)
     else:
         states, now_ns = states_of([log.identity for log in logs]), time.time_ns()
-    return diagnose_logs(logs, states, read_failures(flight.parent if flight.name == FLIGHT_FOLDER else run), now_ns)
+    return diagnose_logs(logs, states, failures, now_ns)
 
 
 def diagnose_logs(
@@ -127,21 +70,16 @@ def diagnose_logs(
         _missing(evidence)
         or _another_plan(evidence)
         or (_of_mismatch(evidence, mismatch) if mismatch else None)
-        or _of_failure(evidence, failures)
+        or of_failure(evidence, failures)
+        or without_a_word(evidence, failures)
         or _dead(evidence, known, found)
         or _of_root(evidence, known, found, moment)
-        or _of_failure(evidence, failures, consequences=True)
+        or of_failure(evidence, failures, consequences=True)
         or _of_transit(evidence, found, moment)
         or _of_circle(evidence, found)
         or _of_slow(evidence)
         or _nothing(evidence)
     )
-
-
-def _named(evidence: Evidence, ranks: Sequence[int]) -> str:
-    shown = ", ".join(evidence.name(r) for r in ranks[:MOST_NAMED])
-    more = len(ranks) - MOST_NAMED
-    return shown + (f" and {more} more" if more > 0 else "")
 
 
 def _missing(evidence: Evidence) -> Verdict | None:
@@ -162,12 +100,12 @@ def _another_plan(evidence: Evidence) -> Verdict | None:
         return None
     common = digests.most_common(1)[0][0]
     ranks = tuple(log.identity.rank for log in evidence.logs if log.identity.digest != common)
-    return Verdict(Cause.PLAN, ranks, f"{_named(evidence, ranks)} runs another plan than the other ranks")
+    return Verdict(Cause.PLAN, ranks, f"{named(evidence, ranks)} runs another plan than the other ranks")
 
 
 def _of_mismatch(evidence: Evidence, found: Mismatch) -> Verdict:
     group = evidence.groups[found.group]
-    called, expected = _call(evidence, found.called), _call(evidence, found.expected)
+    called, expected = call_words(evidence, found.called), call_words(evidence, found.expected)
     who, witness = evidence.name(found.culprit), evidence.name(found.witness)
     where = f"call {found.sequence} of the {group.axis} group of {len(group.ranks)}"
     said = {
@@ -179,48 +117,8 @@ def _of_mismatch(evidence: Evidence, found: Mismatch) -> Verdict:
     }[found.kind]
     if not found.certain:
         said += " (it may also be the other way round: only two ranks speak, and no step before to compare with)"
-    action = _action(evidence, found.called)
+    action = action_of(evidence, found.called)
     return Verdict(MISMATCH_CAUSES[found.kind], (found.culprit,), said, group.axis, action, group.ranks)
-
-
-def _call(evidence: Evidence, row: int) -> str:
-    """'all_reduce of mlp output (4,096 bytes float32, forward pass of chunk 0, microbatch 3)'."""
-    call = evidence.calls[row]
-    name = COLLECTIVES[int(call["collective"])].value
-    what, dtype = call["what"].decode("ascii", "replace"), call["dtype"].decode("ascii", "replace")
-    action = _action(evidence, row)
-    inside = f"{int(call['bytes']):,} bytes {dtype}".strip() + (f", {action}" if action else "")
-    return f"{name} of {what} ({inside})"
-
-
-def _action(evidence: Evidence, row: int) -> str | None:
-    call = evidence.calls[row]
-    return _action_words(call["action"].decode("ascii", "replace"), int(call["chunk"]), int(call["microbatch"]))
-
-
-def _action_words(kind: str, chunk: int, microbatch: int) -> str | None:
-    if kind not in ACTIONS:
-        return None
-    return f"{ACTIONS[kind]} of chunk {chunk}, microbatch {microbatch}"
-
-
-def _of_failure(evidence: Evidence, failures: Sequence[Failure], consequences: bool = False) -> Verdict | None:
-    """The first error that is not another rank's death in disguise."""
-    own = [f for f in failures if consequences or not CONSEQUENCES.search(f"{f.kind} {f.message}")]
-    if not own:
-        return None
-    first = own[0]
-    named = IN_CHECKPOINT.search(first.message)  # torch raises the error of one rank on all of them
-    if named and int(named[1]) in evidence.log_of:
-        first = next((f for f in own if f.rank == int(named[1])), replace(first, rank=int(named[1])))
-    where = {SAVING: "while it wrote a checkpoint", STARTING: "before its first step"}.get(first.doing, "in a step")
-    log = evidence.log_of.get(first.rank)
-    action = None if log is None else _action_words(log.now.action, log.now.chunk, log.now.microbatch)
-    if action and first.doing not in (SAVING, STARTING):
-        where = f"in the {action}"
-    line = first.message.strip().splitlines()
-    said = f"{evidence.name(first.rank)} failed {where}: {first.kind}: {line[0] if line else ''}".rstrip(": ")
-    return Verdict(Cause.FAILED, (first.rank,), said, action=first.doing if action is None else action)
 
 
 def _dead(evidence: Evidence, states: dict[int, ProcessState], found: Waiting) -> Verdict | None:
@@ -231,24 +129,9 @@ def _dead(evidence: Evidence, states: dict[int, ProcessState], found: Waiting) -
     )
     if not gone or len(gone) == len(evidence.logs):  # all gone: the whole job was ended, that tells nothing
         return None
-    doing = _doing(evidence, gone[0])
-    said = f"the process of {_named(evidence, gone)} is gone without a word, {doing}"
-    return Verdict(Cause.DEAD, gone, said, _awaited_axis(evidence, found, gone[0]), doing)
-
-
-def _doing(evidence: Evidence, rank: int) -> str:
-    """'in the forward pass of chunk 0, microbatch 1, step 12'."""
-    log = evidence.log_of[rank]
-    action = _action_words(log.now.action, log.now.chunk, log.now.microbatch)
-    if log.now.activity == SAVING:
-        return f"while writing the checkpoint after step {log.now.step}"
-    if log.now.activity == STARTING:
-        return "before its first step"
-    return (
-        f"in the {action}, step {log.now.step + 1}"
-        if action
-        else f"outside the schedule's actions, step {log.now.step + 1}"
-    )
+    what = doing(evidence, gone[0])
+    said = f"the process of {named(evidence, gone)} is gone without a word, {what}"
+    return Verdict(Cause.DEAD, gone, said, _awaited_axis(evidence, found, gone[0]), what)
 
 
 def _awaited_axis(evidence: Evidence, found: Waiting, rank: int) -> str | None:
@@ -277,16 +160,16 @@ def _of_root(evidence: Evidence, states: dict[int, ProcessState], found: Waiting
     elif state is ProcessState.STOPPED:
         cause, said = (
             Cause.STOPPED,
-            f"{waits} for {evidence.name(root)}, whose process is stopped, {_doing(evidence, root)}",
+            f"{waits} for {evidence.name(root)}, whose process is stopped, {doing(evidence, root)}",
         )
     else:
-        cause, said = Cause.WAITED_FOR, f"{waits} for {evidence.name(root)}, which is still {_doing(evidence, root)}"
+        cause, said = Cause.WAITED_FOR, f"{waits} for {evidence.name(root)}, which is still {doing(evidence, root)}"
     last = found.waits[found.chain[-2]] if len(found.chain) > 1 else first
     details = [f"{found.behind} ranks wait for it, directly or through others"]
     slow = slow_rank(evidence)
     if slow is not None and slow.rank == root:
         details.append(f"it was the slowest rank in {slow.slowest_in} of the last {slow.steps} steps")
-    action = None if log is None else _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    action = None if log is None else action_words(log.now.action, log.now.chunk, log.now.microbatch)
     group = evidence.groups[last.group]
     return Verdict(cause, (root,), said, group.axis, action, group.ranks, behind_s, found.chain, tuple(details))
 
@@ -294,7 +177,7 @@ def _of_root(evidence: Evidence, states: dict[int, ProcessState], found: Waiting
 def _waits_in(evidence: Evidence, wait: Wait, now_ns: int) -> str:
     """'dp1 pp2 tp0 (rank 20, node-3) has waited 41 s in the backward pass of chunk 2, microbatch 3 (pp)'."""
     log = evidence.log_of[wait.rank]
-    action = _action_words(log.now.action, log.now.chunk, log.now.microbatch)
+    action = action_words(log.now.action, log.now.chunk, log.now.microbatch)
     since = max(0.0, (now_ns - wait.since_ns) / 1e9)
     place = f" in the {action}" if action else ""
     axis = evidence.groups[wait.group].axis
@@ -311,7 +194,26 @@ def _of_transit(evidence: Evidence, found: Waiting, now_ns: int) -> Verdict | No
     between = f"between {hosts[0]} and {', '.join(hosts[1:])}" if len(hosts) > 1 else f"inside {hosts[0]}"
     said = f"{_waits_in(evidence, first, now_ns)} for what all {len(ends)} ranks have called: nothing arrives {between}"
     behind_s = max(0.0, (now_ns - first.since_ns) / 1e9)
-    return Verdict(Cause.NETWORK, tuple(ends), said, group.axis, None, group.ranks, behind_s)
+    log = evidence.log_of[first.rank]
+    action = action_words(log.now.action, log.now.chunk, log.now.microbatch) or doing(evidence, first.rank)
+    return Verdict(
+        *(Cause.NETWORK, tuple(ends), said, group.axis, action, group.ranks, behind_s),
+        details=_cut_off(evidence, found),
+    )
+
+
+def _cut_off(evidence: Evidence, found: Waiting) -> tuple[str, ...]:
+    """How many ranks wait for what was sent, in groups that span hosts and in others: the first alone say a cable."""
+    across: set[int] = set()
+    inside: set[int] = set()
+    for wait in found.in_transit:
+        ends = (wait.rank, wait.peer) if wait.peer >= 0 else evidence.groups[wait.group].ranks
+        hosts = {evidence.log_of[r].identity.host for r in ends if r in evidence.log_of}
+        (across if len(hosts) > 1 else inside).add(wait.rank)
+    if not across:
+        return ()
+    rest = f"{len(inside)} wait so inside a host" if inside else "none waits so inside a host"
+    return (f"{len(across)} ranks wait for what another host has sent, {rest}",)
 
 
 def _of_circle(evidence: Evidence, found: Waiting) -> Verdict | None:
@@ -325,11 +227,11 @@ def _of_circle(evidence: Evidence, found: Waiting) -> Verdict | None:
         called, due = deviation
         rank, group = int(evidence.rank[called]), evidence.groups[int(evidence.group[due])]
         left = (
-            f"{evidence.name(rank)} called {_call(evidence, called)} where {_call(evidence, due)} was due, as in the "
+            f"{evidence.name(rank)} called {call_words(evidence, called)} where {call_words(evidence, due)} was due, "
         )
-        left += f"step before (axis {group.axis}): swapped, or left out"
+        left += f"as in the step before (axis {group.axis}): swapped, or left out"
         return Verdict(
-            *(Cause.ORDER, (rank,), left, group.axis, _action(evidence, called), group.ranks),
+            *(Cause.ORDER, (rank,), left, group.axis, action_of(evidence, called), group.ranks),
             chain=found.circle,
             details=(said,),
         )
