@@ -45,7 +45,7 @@ ACTIONS = {
     **dict.fromkeys(("sigkill", "sigstop", "sleep", "memory"), "forward pass"),
     **dict.fromkeys(("skip", "swap", "size", "dtype"), "forward pass"),
     "disk": "checkpoint",
-    "partition": "backward pass",
+    "partition": "pass of chunk",  # the gather of parameters or the reduction of gradients, as far as ranks had come
 }
 
 
