@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meshwright.doctor.run_records import RankRun, RankStep, Run
+from meshwright.doctor.run_records import RankRun, RankStep, RouterStep, Run
 from meshwright.layout.grid import rank_layout
 from meshwright.ledger import Collective, Phase, TrafficEntry
 from meshwright.plan import Plan
@@ -19,13 +19,17 @@ MODEL = {
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
 }  # fmt: skip
 
+EXPERTS = MODEL | {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2,
+}  # fmt: skip
+
 Wait = Callable[[str, int], float]
 
 
-def plan(**parallel: object) -> Plan:
+def plan(model: dict[str, object] = MODEL, **parallel: object) -> Plan:
     values = {"precision": "fp32"} | parallel
     return Plan.model_validate(
-        {"model": {"name": "toy", "config": MODEL}, "workload": {"seq": 64}, "parallel": values, "cluster": "cpu"}
+        {"model": {"name": "toy", "config": model}, "workload": {"seq": 64}, "parallel": values, "cluster": "cpu"}
     )
 
 
@@ -39,6 +43,7 @@ def run(
     hosts: Callable[[int], str] = lambda rank: "a",
     traffic: dict[int, tuple[TrafficEntry, ...]] | None = None,
     bubble: float = 0.0,
+    router: tuple[RouterStep, ...] = (),
 ) -> Run:
     """Steps in which every rank computes `compute(rank)` seconds and moves bytes for `transfer(axis, rank)`, and waits
     on the last axis for whoever is slower (pipelines: with `bubble` more)."""
@@ -62,7 +67,7 @@ def run(
         RankRun(r, hosts(r), {a: int(v[r]) for a, v in places.items()}, tuple(rows[r]), None, None)
         for r in range(config.world_size)
     )
-    return Run(Path("made-up"), document, ranks, {}, None, traffic or {}, None)
+    return Run(Path("made-up"), document, ranks, {}, None, traffic or {}, None, router=router)
 
 
 def entry(axis: str, size: int, calls: int, total: int) -> TrafficEntry:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from meshwright.doctor.efficiency import diagnose_efficiency
+from meshwright.doctor.run_records import RouterStep
 from meshwright.doctor.step_times import breakdown, step_times
 from meshwright.errors import InputError
 
-from .runs import entry, plan, run
+from .runs import EXPERTS, entry, plan, run
 
 
 def transfer(axis: str, rank: int) -> float:
@@ -76,3 +77,57 @@ def test_the_waterfall_sums_to_the_step(sizes: dict[str, int]):
 def test_too_few_steps_are_refused_in_one_line():
     with pytest.raises(InputError, match="needs 5"):
         diagnose_efficiency(run(plan(dp=2), lambda r: 0.1, transfer, steps=4))
+
+
+SKEWED = (900, 300, 100, 100, 150, 150, 150, 150)
+"""Tokens of eight experts; in order on four ranks the first has 1,200 of 2,000."""
+
+
+def routed(rows: tuple[int, ...], tokens: tuple[int, ...] = SKEWED) -> tuple[RouterStep, ...]:
+    layers = {layer: max(tokens) * len(tokens) / sum(tokens) for layer in range(8)}
+    return tuple(RouterStep(step, tokens, rows, layers, 0) for step in range(1, 31))
+
+
+def test_a_skewed_router_is_ranked_first_and_its_fullest_rank_is_no_straggler():
+    made = run(
+        plan(EXPERTS, dp=4, ep=4, micro_batch=2, global_batch=8),
+        lambda r: 0.19 if r == 0 else 0.1,
+        transfer,
+        router=routed((1200, 200, 300, 300)),
+    )
+    report = diagnose_efficiency(made)
+    assert report.stragglers == ()
+    assert report.faults[0].kind == "experts"
+    assert "rank 0 works on 2.40 times the rows of the mean of its ep group (0, 1, 2, 3)" in report.faults[0].words
+    assert "expert 0 gets 45% of the tokens" in report.faults[0].words
+    assert report.faults[0].loss_s == pytest.approx(0.19 - (0.19 + 3 * 0.1) / 4, rel=0.1)
+    change = next(c for c in report.changes if c.fault == "experts")
+    assert change.config is not None
+    assert change.config.ep < 4
+    assert 0 < change.saved_s <= report.faults[0].loss_s
+
+
+def test_a_rank_that_is_slower_than_its_rows_explain_stays_a_straggler():
+    made = run(
+        plan(EXPERTS, dp=4, ep=4, micro_batch=2, global_batch=8),
+        lambda r: 0.2 if r == 2 else 0.1,
+        transfer,
+        router=routed((550, 450, 560, 440)),
+    )
+    report = diagnose_efficiency(made)
+    assert [s.ranks for s in report.stragglers] == [(2,)]
+    assert report.faults[0].kind == "straggler"
+
+
+def test_an_even_router_is_no_fault():
+    even = (250,) * 8
+    made = run(
+        plan(EXPERTS, dp=4, ep=4, micro_batch=2, global_batch=8),
+        lambda r: 0.1,
+        transfer,
+        router=routed((500,) * 4, even),
+    )
+    report = diagnose_efficiency(made)
+    assert "experts" not in {fault.kind for fault in report.faults}
+    assert report.experts is not None
+    assert report.experts.imbalance == pytest.approx(1.0)

@@ -17,6 +17,7 @@ from meshwright.cost.device import network, peak_flops
 from meshwright.cost.estimate import Estimate
 from meshwright.cost.evaluate import estimate
 from meshwright.doctor.cures import Question
+from meshwright.doctor.experts import UNEVEN, ExpertLoad, dropped_at, evened, expert_load, explained, load_words
 from meshwright.doctor.improvements import Improvement, improvements
 from meshwright.doctor.oom import question_of_run
 from meshwright.doctor.run_records import Run
@@ -59,7 +60,8 @@ class AxisUse:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that costs time: `kind` is 'straggler', 'imbalance', 'bubble', 'slow link' or 'communication'."""
+    """Something that costs time: `kind` is 'straggler', 'imbalance', 'experts', 'bubble', 'slow link' or
+    'communication'."""
 
     kind: str
     loss_s: float
@@ -80,7 +82,7 @@ class Change:
 @dataclass(frozen=True)
 class EfficiencyReport:
     """`waterfall`: (part, seconds) from the step at peak to the step as it was; their sum is the step. `mfu` counts the
-    part of the peak that the ranks of a node can have where they share cores."""
+    part of the peak that the ranks of a node can have where they share cores. `experts`: of a model that has them."""
 
     plan: Plan
     question: Question
@@ -94,6 +96,7 @@ class EfficiencyReport:
     faults: tuple[Fault, ...]
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
+    experts: ExpertLoad | None = None
 
     def plan_of(self, config: HybridParallelConfig) -> Plan:
         """The run's plan with a change, ready to be written."""
@@ -109,12 +112,15 @@ def diagnose_efficiency(run: Run, cluster: Cluster | None = None, plan: Plan | N
     predicted = estimate(question.model, question.cluster, question.workload, config, question.stack)
     traffic = run.traffic or predicted.traffic
     axes = tuple(axis_use(times, parts, question.cluster, traffic, axis) for axis in sorted(parts.transfer_s))
+    experts = expert_load(run.router, times)
     slow = stragglers(times.compute_s, peers(times), times.hosts, list(range(config.world_size)))
+    slow = tuple(s for s in slow if not explained(experts, s))
     waterfall, mfu = _waterfall(question, predicted, parts)
-    faults = tuple(sorted(_faults(question, parts, axes, slow), key=lambda f: -f.loss_s))
-    changes = _changes(question, parts, axes, slow, faults)
+    faults = tuple(sorted(_faults(question, parts, axes, slow, experts), key=lambda f: -f.loss_s))
+    changes = _changes(question, parts, axes, faults, experts)
     return EfficiencyReport(
-        own, question, predicted, len(times.step_s), parts, axes, slow, waterfall, mfu, faults, changes, run.notes
+        *(own, question, predicted, len(times.step_s), parts, axes, slow, waterfall, mfu, faults, changes, run.notes),
+        experts=experts,
     )
 
 
@@ -178,9 +184,15 @@ def _waterfall(
 
 
 def _faults(
-    question: Question, parts: Breakdown, axes: tuple[AxisUse, ...], slow: tuple[Straggler, ...]
+    question: Question,
+    parts: Breakdown,
+    axes: tuple[AxisUse, ...],
+    slow: tuple[Straggler, ...],
+    experts: ExpertLoad | None,
 ) -> list[Fault]:
     found = [Fault("straggler", s.excess_s, straggler_words(s)) for s in slow]
+    if experts is not None and experts.imbalance > UNEVEN:
+        found.append(Fault("experts", experts.loss_s, load_words(experts)))
     stages = parts.stage_compute_s
     mean = float(np.mean(stages))
     if len(stages) > 1 and max(stages) > IMBALANCED * mean:
@@ -223,13 +235,13 @@ def _changes(
     question: Question,
     parts: Breakdown,
     axes: tuple[AxisUse, ...],
-    slow: tuple[Straggler, ...],
     faults: tuple[Fault, ...],
+    experts: ExpertLoad | None,
 ) -> tuple[Change, ...]:
     """The cures that pay most, one per fault, then what else the cost model finds faster."""
     found: list[Change] = []
     for fault in faults:
-        change = _change(question, parts, axes, fault)
+        change = _change(question, parts, axes, fault, experts)
         if change is not None and not any(change.config is not None and change.config == c.config for c in found):
             found.append(change)
     known = {c.config for c in found}
@@ -244,11 +256,15 @@ def _priced(parts: Breakdown, fault: str, better: Improvement) -> Change:
     return Change(fault, better.words, parts.step_s * (1.0 - 1.0 / better.faster), better.config)
 
 
-def _change(question: Question, parts: Breakdown, axes: tuple[AxisUse, ...], fault: Fault) -> Change | None:
+def _change(
+    question: Question, parts: Breakdown, axes: tuple[AxisUse, ...], fault: Fault, experts: ExpertLoad | None
+) -> Change | None:
     if fault.kind == "straggler":
         return Change("straggler", f"take it out of service or mend it: {fault.words}", fault.loss_s, None)
     if fault.kind == "imbalance":
         return _balanced(question, parts)
+    if fault.kind == "experts" and experts is not None:
+        return _evened(question, parts, fault, experts)
     if fault.kind == "bubble":
         better = improvements(question, ("bubble",))
         return _capped(parts, fault, better)
@@ -285,6 +301,22 @@ def _balanced(question: Question, parts: Breakdown) -> Change | None:
         return None
     made = replace(config, layer_split=tuple(dealt), global_batch=int(config.global_batch))
     return Change("imbalance", f"layers per stage {', '.join(map(str, dealt))}", saved, made)
+
+
+def _evened(question: Question, parts: Breakdown, fault: Fault, load: ExpertLoad) -> Change:
+    """The layout that loses least to the router as it deals now; else (or beside it) what makes it deal evenly."""
+    balance = (
+        f"balance the router (a larger router_aux_loss_coef), or bound it: capacity_factor 1.25 would drop "
+        f"{dropped_at(load, 1.25):.0%} of the tokens' copies"
+    )
+    best = Change("experts", balance, fault.loss_s, None)
+    for other in evened(question, load):
+        left = fault.loss_s * (other.imbalance - 1.0) / (load.imbalance - 1.0)
+        saved = fault.loss_s - left - parts.step_s * (other.slower - 1.0)
+        if best.config is None or saved > best.saved_s:
+            words = f"{other.words}: the fullest rank gets {other.imbalance:.2f} times the mean; or {balance}"
+            best = Change("experts", words, saved, other.config) if saved > 0 else best
+    return best
 
 
 def _even(layers: int, stages: int) -> tuple[int, ...]:

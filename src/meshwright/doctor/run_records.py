@@ -88,8 +88,20 @@ class LauncherNote:
 
 
 @dataclass(frozen=True)
+class RouterStep:
+    """Of a model with experts, one step: tokens by expert and rows by rank over the whole job, the fullest expert over
+    the mean by layer, copies of tokens beyond the capacity."""
+
+    step: int
+    tokens_per_expert: tuple[int, ...]
+    rows_per_rank: tuple[int, ...]
+    imbalance_per_layer: dict[int, float]
+    dropped: int
+
+
+@dataclass(frozen=True)
 class Run:
-    """Everything of a folder that can be read. `traffic` by pipeline stage, of the last step; `losses` by step."""
+    """Everything of a folder that can be read. `traffic` by pipeline stage, of the last step."""
 
     folder: Path
     plan: Plan | None
@@ -99,6 +111,7 @@ class Run:
     traffic: dict[int, tuple[TrafficEntry, ...]]
     launcher: LauncherNote | None
     notes: tuple[str, ...] = field(default=())
+    router: tuple[RouterStep, ...] = ()
 
 
 def read_run(folder: Path) -> Run:
@@ -122,7 +135,30 @@ def read_run(folder: Path) -> Run:
         traffic=_traffic(lines),
         launcher=launcher,
         notes=tuple(dict.fromkeys(notes)),
+        router=tuple(r for n in sorted(steps) if (r := _router(n, steps[n])) is not None),
     )
+
+
+def _router(step: int, line: Json) -> RouterStep | None:
+    table = line.get("router_load")
+    if not isinstance(table, dict):
+        return None
+    load = cast(Json, table)
+    experts, rows = (_counts(load.get(name)) for name in ("tokens_per_expert", "rows_per_rank"))
+    layers = load.get("imbalance_per_layer")
+    if experts is None or rows is None or not isinstance(layers, dict):
+        return None
+    numbers = _numbers(cast(Json, layers)).items()
+    by_layer = {int(name): value for name, value in numbers if name.isascii() and name.isdigit() and len(name) < 7}
+    return RouterStep(step, experts, rows, by_layer, _whole(load, "dropped") or 0)
+
+
+def _counts(value: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers from 0 up, not longer than there may be ranks."""
+    if not isinstance(value, list) or not 0 < len(cast("list[Any]", value)) <= MOST_RANKS:
+        return None
+    found = [_whole({"n": n}, "n") for n in cast("list[Any]", value)]
+    return None if None in found else tuple(n for n in found if n is not None)
 
 
 def _plan(lines: list[Json], notes: list[str]) -> Plan | None:

@@ -67,6 +67,7 @@ def efficiency_document(report: EfficiencyReport) -> dict[str, Any]:
             }
             for change in report.changes
         ],
+        "experts": None if report.experts is None else asdict(report.experts),
         "notes": list(report.notes),
     }
 

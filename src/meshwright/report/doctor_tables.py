@@ -14,6 +14,7 @@ from rich.text import Text
 from meshwright.doctor.comparison import Comparison, Row
 from meshwright.doctor.cures import Cure
 from meshwright.doctor.efficiency import EfficiencyReport
+from meshwright.doctor.experts import ExpertLoad
 from meshwright.doctor.links import LinkReport
 from meshwright.doctor.oom import OomEvent, OomReport, RankBytes
 from meshwright.report.estimate_tables import memory_table, table
@@ -22,6 +23,7 @@ from meshwright.report.plots import bars
 
 SHOWN_RANKS = 16
 SHOWN_LINKS = 60
+MOST_LAYERS = 6
 
 
 def place_words(coordinates: Mapping[str, int]) -> str:
@@ -150,12 +152,23 @@ def _axis_table(report: EfficiencyReport) -> Table:
 
 
 def balance_words(report: EfficiencyReport) -> str:
-    """Computing time over stages and tp ranks, in one line each."""
+    """Computing time over stages and tp ranks, load over experts, in one line each."""
     lines: list[str] = []
     for name, values in (("stages", report.parts.stage_compute_s), ("tp ranks", report.parts.tp_compute_s)):
         if len(values) > 1:
             lines.append(f"computing over {name}: {', '.join(seconds(v) for v in values)}")
+    if report.experts is not None:
+        lines += _load_lines(report.experts)
     return "\n".join(lines)
+
+
+def _load_lines(load: ExpertLoad) -> list[str]:
+    layers = sorted(load.layer_imbalance.items(), key=lambda item: -item[1])[:MOST_LAYERS]
+    dropped = f"; {percent(load.dropped)} of the tokens' copies dropped" if load.dropped else ""
+    return [
+        f"load over experts, fullest over mean: {', '.join(f'layer {n} {v:.2f}' for n, v in layers)}{dropped}",
+        f"rows over ep ranks, fullest over mean: {load.imbalance:.2f} (rank {load.slowest_rank})",
+    ]
 
 
 def _fault_table(report: EfficiencyReport) -> RenderableType:
