@@ -1,8 +1,8 @@
 """`make doctor-check`: runs with one planted fault each, and what `doctor efficiency` ranks first.
 
 A straggler (one rank sleeps in every forward pass), an unbalanced stage, too few microbatches, a router that sends most
-tokens to one rank's experts, a slow link between two network namespaces (tc tbf; skipped where there are none). Exit code 1 where another fault comes first. Runs are in
-build/doctor-check.
+tokens to one rank's experts, a slow link between two network namespaces (tc tbf; skipped where there are none). Exit
+code 1 where another fault comes first. Runs are in build/doctor-check.
 """
 
 from __future__ import annotations

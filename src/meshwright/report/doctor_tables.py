@@ -174,16 +174,14 @@ def _load_lines(load: ExpertLoad) -> list[str]:
 def _fault_table(report: EfficiencyReport) -> RenderableType:
     if not report.faults:
         return Text("no fault costs 2 % of a step", style="green")
-    made = table("faults, the dearest first", "#", "fault", "costs a step", "", left=2)
-    made.columns[3].justify = "left"
+    made = table("faults, the dearest first", "#", "fault", "costs a step", "what", left=2, text=("what",))
     for number, fault in enumerate(report.faults, start=1):
         made.add_row(str(number), fault.kind, seconds(fault.loss_s), fault.words)
     return made
 
 
 def _change_table(report: EfficiencyReport) -> Table:
-    made = table("what pays most", "#", "for", "saves a step", "", left=2)
-    made.columns[3].justify = "left"
+    made = table("what pays most", "#", "for", "saves a step", "how", left=2, text=("how",))
     for number, change in enumerate(report.changes, start=1):
         made.add_row(str(number), change.fault, seconds(change.saved_s), change.words)
     return made
