@@ -1,8 +1,8 @@
 """`make fuzz`: hostile run folders, flight logs, Flight Recorder dumps, plan and cluster files.
 
 Takes good inputs of each kind, damages them at random (bits, cuts, splices, numbers, whole fields), and gives them to
-what reads them. An answer or an InputError is right; another exception, more than LIMIT_S, or an attempt to run code
-(an audit hook watches) is not.
+what reads them. An answer or an InputError is right; another exception, more than LIMIT_S or MOST_BYTES, or an attempt
+to run code (an audit hook watches) is not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from meshwright.ledger import Collective, Phase
 from meshwright.plan import Plan
 
 LIMIT_S = 20
+MOST_BYTES = 1 << 30
+"""Resident at most, over all cases."""
 RUNS_CODE = (
     "os.system",
     "os.exec",
@@ -243,6 +246,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case: a long run in parts")
     options = parser.parse_args()
     ended, wrong = fuzz(options.cases, options.seed, options.first)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if peak_bytes > MOST_BYTES:
+        wrong.append(f"took {peak_bytes / 2**30:.1f} GiB")
     print("\n".join(wrong[:40]))
     print(f"{options.cases} cases: {ended['answered']} answered, {ended['refused']} refused, {len(wrong)} wrong")
     return 1 if wrong else 0

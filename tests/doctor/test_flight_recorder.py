@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meshwright.doctor.flight_recorder import read_dumps
 from meshwright.doctor.hang import Cause, diagnose_hang
+from meshwright.doctor.plain_pickle import load_plain
 from meshwright.errors import InputError
 
 WORLD = 4
@@ -108,3 +111,25 @@ def test_dumps_that_torch_wrote_are_read(tmp_path: Path) -> None:
     assert log.records["bytes"].tolist() == [3, 5]
     assert log.records["dtype"].tolist() == [b"float32"] * 2
     assert log.identity.groups[0].ranks == (0,)
+
+
+def test_a_pickle_that_asks_for_a_memo_larger_than_itself_is_refused_before_room_is_made():
+    """Five bytes make the C unpickler allocate 16 bytes for each of four billion places."""
+    held = pickle.dumps({"entries": [], "pg_config": {}}, protocol=2)
+    bomb = held[:-1] + b"r\xff\xff\xff\xff" + b"."
+    with pytest.raises(InputError, match="remembers more things"):
+        load_plain(bomb)
+    with pytest.raises(InputError, match="remembers more things"):
+        load_plain(held[:-1] + b"p4000000000\n.")
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text() | st.floats(allow_nan=False) | st.none() | st.booleans(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=20,
+    ),
+    st.integers(0, 5),
+)
+def test_plain_data_survives_every_protocol(value: object, protocol: int):
+    assert load_plain(pickle.dumps(value, protocol)) == value

@@ -6,15 +6,14 @@ until shown otherwise: the pickle reader can build nothing but plain data, and e
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import re
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 
+from meshwright.doctor.plain_pickle import load_plain
 from meshwright.errors import InputError
 from meshwright.flight import Group, Identity, RankLog
 from meshwright.flight.layout import COLLECTIVES, MESSAGES, RECORD, STEP
@@ -38,16 +37,6 @@ WORDS: tuple[tuple[Collective, tuple[str, ...]], ...] = (
     (Collective.RECEIVE, ("recv", "receive")),
 )
 """What `profiling_name` holds ('nccl:all_reduce', 'gloo:allreduce'); the first that fits."""
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Numbers, text, lists and dicts; whatever would name a class or function is refused before it is looked up."""
-
-    def find_class(self, module_name: str, global_name: str) -> NoReturn:
-        raise InputError(f"a dump that asks for {module_name[:40]}.{global_name[:40]} is not one of torch's")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise InputError("a dump with persistent ids is not one of torch's")
 
 
 def read_dumps(folder: Path) -> list[RankLog]:
@@ -79,10 +68,10 @@ def _looks_like_a_dump(path: Path) -> bool:
 def _document(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     try:
-        read: object = json.loads(content) if content[:1] == b"{" else PlainUnpickler(io.BytesIO(content)).load()
+        read: object = json.loads(content) if content[:1] == b"{" else load_plain(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # what a damaged pickle raises is not limited to UnpicklingError
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a Flight Recorder dump ({type(error).__name__})") from None
     document = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
     if not isinstance(document.get("entries"), list) or not isinstance(document.get("pg_config"), dict):
