@@ -121,6 +121,16 @@ hang-at-scale: $(STAMP)
 faults: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.faults --runs 60
 
+## make elastic          a job of two torchrun agents loses one and goes on with the ranks left, on another layout (2 min)
+.PHONY: elastic
+elastic: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.elastic
+
+## make oom-cures        five plans that do not fit: the first cure's plan fits by the dry run (about 10 min)
+.PHONY: oom-cures
+oom-cures: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tools.oom_cures
+
 ## make fuzz             10,000 hostile run folders, flight logs, dumps, plan and cluster files
 fuzz: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.fuzz --cases 10000

@@ -11,7 +11,7 @@ import json
 import math
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,15 +120,21 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: no such folder; give the --out of a `meshwright train`")
     notes: list[str] = []
     lines = list(json_lines(folder / METRICS, notes)) if _exists(folder / METRICS) else []
-    ranks = tuple(_ranks(folder / RANKS, notes))
+    plan, since = _plan(lines, notes), _since(lines)
+    ranks = tuple(
+        replace(rank, steps=tuple(s for s in rank.steps if s.step > since))
+        for rank in _ranks(folder / RANKS, notes)
+        if plan is None or rank.rank < plan.parallel.world_size
+    )
     launcher = _launcher(folder / LAUNCHER, notes)
     if not lines and not ranks and launcher is None:
         raise InputError(f"{folder}: holds no run (neither {METRICS} nor {RANKS}/)")
     steps = {s["step"]: s for s in lines if s.get("kind") == "step" and isinstance(s.get("step"), int)}
+    steps = {number: step for number, step in steps.items() if number > since}
     tokens = [value for s in steps.values() if (value := _whole(s, "tokens")) is not None]
     return Run(
         folder=folder,
-        plan=_plan(lines, notes),
+        plan=plan,
         ranks=ranks,
         step_s={n: seconds for n, s in steps.items() if (seconds := _number(s, "step_s")) is not None},
         tokens_per_step=tokens[-1] if tokens else None,
@@ -170,6 +176,16 @@ def _plan(lines: list[Json], notes: list[str]) -> Plan | None:
             except (ValidationError, InputError, RecursionError) as error:
                 notes.append(f"{METRICS}: the plan in it cannot be read ({str(error).splitlines()[0][:120]})")
     return None
+
+
+def _since(lines: list[Json]) -> int:
+    """Steps done when the newest layout began: a run that went on with other ranks has steps of two layouts."""
+    starts = [line for line in lines if line.get("kind") == "run" and isinstance(line.get("plan"), dict)]
+    layouts = [cast(Json, line["plan"]).get("parallel") for line in starts]
+    first = len(layouts)
+    while first > 0 and layouts[first - 1] == layouts[-1]:
+        first -= 1
+    return (_whole(starts[first], "first_step") or 0) if first < len(starts) else 0
 
 
 def _traffic(lines: list[Json]) -> dict[int, tuple[TrafficEntry, ...]]:

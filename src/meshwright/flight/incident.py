@@ -15,7 +15,7 @@ from meshwright.errors import InputError
 from meshwright.files import write_text
 from meshwright.flight.layout import FLIGHT_FOLDER
 from meshwright.flight.processes import ProcessState, states_of
-from meshwright.flight.reader import read_folder
+from meshwright.flight.reader import SUFFIX, read_folder
 
 STATES_FILE = "states.json"
 FAILURES_FOLDER, FAILURE_SUFFIX = "ranks", ".error.json"
@@ -75,10 +75,13 @@ def read_states(flight: Path) -> tuple[dict[int, ProcessState], int] | None:
         raise InputError(f"{path}: states of processes that cannot be read ({error})") from None
 
 
-def clear(run: Path) -> None:
-    """Forget the incident of the run before. Called by every rank before its log is opened."""
+def clear(run: Path, world: int) -> None:
+    """Forget the incident of the run before, and the logs of ranks that a smaller world has no more. Called by every
+    rank before its log is opened."""
     failures = (run / FAILURES_FOLDER).glob(f"*{FAILURE_SUFFIX}")
-    for path in (*failures, run / FLIGHT_FOLDER / STATES_FILE):
+    logs = (run / FLIGHT_FOLDER).glob(f"rank-{'[0-9]' * 5}{SUFFIX}")
+    gone = [path for path in logs if int(path.stem.removeprefix("rank-")) >= world]
+    for path in (*failures, *gone, run / FLIGHT_FOLDER / STATES_FILE):
         path.unlink(missing_ok=True)
 
 

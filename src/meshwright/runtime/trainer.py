@@ -103,7 +103,7 @@ class RankOutcome:
 def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     """The whole run of one rank."""
     data = TokenData(job.tokens, job.seq, job.run.seed, int(job.model_config.vocab_size))
-    clear(job.out)
+    clear(job.out, dist.get_world_size())
     check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
     resident = resident_bytes_now()
     groups = ProcessGroupManager(job.plan.parallel, device)
