@@ -58,11 +58,12 @@ def lose(lost: subprocess.Popen[bytes]) -> None:
     lost.wait()
 
 
-def wait_for(what: str, is_there: Any) -> None:
+def wait_for(what: str, is_there: Any, left: subprocess.Popen[bytes]) -> None:
+    """Until it is there, which only an agent that is left can bring about."""
     until = time.monotonic() + LIMIT_S
     while not is_there():
-        if time.monotonic() > until:
-            sys.exit(f"elastic: {what} not seen within {LIMIT_S:.0f} s; logs are in {FOLDER}")
+        if time.monotonic() > until or left.poll() is not None:
+            sys.exit(f"elastic: {what} was not reached; logs are in {FOLDER}")
         time.sleep(0.05)
 
 
@@ -70,12 +71,14 @@ def broken_run(run: Path) -> tuple[str, float]:
     """Two agents, of which one is lost: the last checkpoint that was complete then, seconds until training went on."""
     agents = [agent(index) for index in range(2)]
     try:
-        wait_for(f"step {KILL_AFTER}", lambda: any(s["step"] >= KILL_AFTER for s in lines_of(run, "step")))
+        wait_for(f"step {KILL_AFTER}", lambda: any(s["step"] >= KILL_AFTER for s in lines_of(run, "step")), agents[0])
         complete = checkpoint.complete(run / CHECKPOINTS)
         lost_at, done = time.monotonic(), len(lines_of(run, "step"))
         lose(agents[1])
         print(f"agent 1 and its ranks killed after step {lines_of(run, 'step')[-1]['step']}", flush=True)
-        wait_for("another step", lambda: len(lines_of(run, "run")) > 1 and len(lines_of(run, "step")) > done + 1)
+        wait_for(
+            "another step", lambda: len(lines_of(run, "run")) > 1 and len(lines_of(run, "step")) > done + 1, agents[0]
+        )
         back_s = time.monotonic() - lost_at
         if agents[0].wait(LIMIT_S):
             sys.exit(f"elastic: torchrun ended with {agents[0].returncode}; logs are in {FOLDER}")

@@ -27,8 +27,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from meshwright.errors import InputError
+from meshwright.runtime.generation_store import store_of_this_start
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0
@@ -92,8 +94,13 @@ def joined_world(
     to look around before it makes that call."""
     device = choose_device(int(os.environ["LOCAL_RANK"]))
 
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
     def join() -> None:
-        dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        shared, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+        store = store_of_this_start(shared, rank, world, timeout_s)
+        dist.init_process_group(device.backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
     if around is None:
         join()

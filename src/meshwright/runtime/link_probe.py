@@ -35,6 +35,8 @@ COLLECTIVES = (
 )
 MOST_SINGLE_PAIRS = 16  # ranks up to which every pair has the machine to itself
 REPEATS, QUIET_SHARE, LIMIT_S = 9, 0.25, 600.0
+COMPUTED, PRODUCTS_BETWEEN = 256, 3
+"""About a millisecond of a core: what a layer of a small model computes between two calls."""
 
 
 def measure_links(
@@ -83,9 +85,15 @@ def _joined(found: list[list[Any]], hosts: list[str]) -> tuple[LinkSample, ...]:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call in the quietest quarter of its repetitions; on a GPU until the device has done it."""
+    """Seconds of a call in the quietest quarter of its repetitions; on a GPU until the device has done it. On a CPU
+    ranks compute between the calls, as in a step: the threads that send have gone to sleep by then, and waking them
+    takes longer than sending a few kilobytes."""
     times: list[float] = []
+    left = torch.ones(COMPUTED, COMPUTED)
     for _ in range(REPEATS + 1):
+        if device.type == "cpu":
+            for _ in range(PRODUCTS_BETWEEN):
+                left @ left
         start = time.perf_counter()
         call()
         if device.type == "cuda":

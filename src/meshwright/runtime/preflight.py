@@ -28,6 +28,7 @@ from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import rank_layout
 from meshwright.plan import Plan
+from meshwright.runtime.generation_store import store_of_this_start
 from meshwright.runtime.launch import Device, host_name
 from meshwright.runtime.process_groups import LAYOUT_GROUPS, ProcessGroupManager
 
@@ -92,9 +93,9 @@ def facts_here(digest: str, device: Device) -> Facts:
 
 
 def env_store(limit_s: float) -> Store:
-    """The store that torchrun's environment names, before the world is joined."""
-    store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=limit_s))))
-    return store
+    """The store that torchrun's environment names, for this start of the job, before the world is joined."""
+    store, rank, world = next(iter(rendezvous("env://", timeout=timedelta(seconds=limit_s))))
+    return store_of_this_start(store, rank, world, limit_s)
 
 
 class Preflight:
