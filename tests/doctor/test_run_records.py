@@ -105,3 +105,22 @@ def test_a_script_asks_by_the_guides_names(tmp_path: Path):
     report = diagnose_efficiency(str(where))
     assert report.parts.transfer_s == {"dp": pytest.approx(0.02)}
     assert not diagnose_memory(plan(dp=2, micro_batch=512, global_batch=1024)).fits
+
+
+def test_of_a_run_that_went_on_with_fewer_ranks_only_the_newest_layout_counts(tmp_path: Path):
+    where = folder(tmp_path / "run", plan(dp=4, global_batch=4), ranks=4, steps=6)
+    smaller = {"kind": "run", "plan": plan(dp=2, global_batch=4).to_dict(), "first_step": 4, "ranks": 2}
+    with (where / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(smaller) + "\n")
+    found = read_run(where)
+    assert [rank.rank for rank in found.ranks] == [0, 1]
+    assert [step.step for step in found.ranks[0].steps] == [5, 6]
+    assert sorted(found.step_s) == [5, 6]
+
+
+def test_a_run_resumed_on_its_own_layout_keeps_all_its_steps(tmp_path: Path):
+    where = folder(tmp_path / "run", plan(dp=2, global_batch=4), steps=6)
+    again = {"kind": "run", "plan": plan(dp=2, global_batch=4).to_dict(), "first_step": 4, "ranks": 2}
+    with (where / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    assert sorted(read_run(where).step_s) == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from meshwright.errors import InputError
 from meshwright.flight import FlightLog, Identity, read_folder, read_log
+from meshwright.flight.incident import clear
 from meshwright.flight.layout import RECORD, pack_ranks, records_at, unpack_ranks
 from meshwright.flight.reader import log_path
 from meshwright.ledger import Collective, Phase
@@ -121,3 +122,11 @@ def test_ranks_of_a_group_survive_packing(ranks: list[int]) -> None:
 
 def test_a_long_even_group_is_packed_short() -> None:
     assert pack_ranks(tuple(range(3, 4096, 8))) == "3:4092:8"
+
+
+def test_a_smaller_world_forgets_the_logs_of_ranks_that_it_has_no_more(tmp_path: Path) -> None:
+    flight = tmp_path / "flight"
+    for rank in range(4):
+        FlightLog(log_path(flight, rank), identity(rank, 4)).close()
+    clear(tmp_path, 2)
+    assert [log.identity.rank for log in read_folder(flight)] == [0, 1]
