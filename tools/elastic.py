@@ -23,7 +23,7 @@ from meshwright.runtime.trainer import CHECKPOINTS
 FOLDER = Path("build/elastic")
 PLAN = "examples/tiny-llama-two-machines.yaml"
 PORT = 29493
-STEPS, KILL_AFTER = 40, 7
+STEPS, KILL_AFTER = 16, 7
 LIMIT_S = 300.0
 TOLERANCE = 1e-4
 """Relative, of losses in fp32: sums over ranks are ordered otherwise."""
