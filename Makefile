@@ -105,7 +105,7 @@ bench-serving: $(STAMP)
 doctor-check: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.doctor_check
 
-## make closing-the-loop this machine calibrated once, 12 layouts predicted and trained: error, ranking, regret (10 min)
+## make closing-the-loop this machine calibrated once, 12 layouts predicted and trained: error, ranking, regret (3 min)
 closing-the-loop: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.closing_the_loop
 

@@ -93,7 +93,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     for _ in range(REPEATS + 1):
         if device.type == "cpu":
             for _ in range(PRODUCTS_BETWEEN):
-                left @ left
+                torch.mm(left, left)
         start = time.perf_counter()
         call()
         if device.type == "cuda":
