@@ -31,7 +31,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_unbroken_losses(tmp_
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_the_reason(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match=r"checkpoints: checkpoint: .*File exists"):
+    with pytest.raises(InputError, match=r"checkpoints: cannot be written by rank 0: .*File exists"):
         run(tmp_path, "run", 3, {"dp": 2}, checkpoint_every=1)
 
 
