@@ -13,9 +13,9 @@ from time import perf_counter
 
 from tools.memory_matrix import MATRIX, MemoryCase
 
+from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
 from meshwright.dryrun.job import DryJob
-from meshwright.dryrun.memory import predicted_memory
 from meshwright.dryrun.proof import trace_ranks
 from meshwright.dryrun.roles import distinct_ranks
 from meshwright.dryrun.tracker import STATE

@@ -15,6 +15,8 @@ import numpy as np
 
 from meshwright.cost.candidates import Candidates
 from meshwright.cost.evaluate import evaluate
+from meshwright.cost.program.memory import written_down
+from meshwright.cost.program.own_runtime import OWN_STACK, predicted_peak
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.errors import InputError
@@ -64,16 +66,19 @@ class Cure:
 
 Edit = tuple[str, dict[str, Any]]
 
+WALKED = 24
+"""Of the cures that come first, how many are walked through allocation by allocation where that can be done."""
+
 
 def cures(question: Question, most: int = 4) -> tuple[Cure, ...]:
     """The best `most` cures, and every single change beside them: what each knob alone saves and costs."""
     found: list[Cure] = []
     singles = [edit for edit in _edits(question.config) if _legal(question, (edit,)) is not None]
     for together in range(1, MOST_TOGETHER + 1):
-        found += _priced(question, list(combinations(singles, together)))
+        found = _walked(question, [*found, *_priced(question, list(combinations(singles, together)))])
         if together > 1 and any(cure.comfortable for cure in found):
             break
-    ranked = sorted(_distinct(found), key=_rank)
+    ranked = sorted(found, key=_rank)
     return (*ranked[:most], *(cure for cure in ranked[most:] if len(cure.changes) == 1))
 
 
@@ -89,6 +94,32 @@ def _distinct(found: Sequence[Cure]) -> Iterator[Cure]:
         if cure.config not in seen:
             seen.add(cure.config)
             yield cure
+
+
+def _walked(question: Question, found: Sequence[Cure]) -> list[Cure]:
+    """The distinct cures; memory of the first ones as our own runtime allocates it, where that is known better than by
+    the sum of terms that prices thousands. What was seen in a run (`excess`) is known better still."""
+    ranked = sorted(_distinct(found), key=_rank)
+    known = question.stack.name == OWN_STACK and written_down(question.model)
+    if not known or question.excess != 1.0:
+        return ranked
+    before = _walked_bytes(question, question.config)
+    return [*(_with_bytes(question, c, before) for c in ranked[:WALKED]), *ranked[WALKED:]]
+
+
+def _walked_bytes(question: Question, config: HybridParallelConfig) -> int:
+    return predicted_peak(question.model, question.workload, config) + question.cluster.reserved_bytes
+
+
+def _with_bytes(question: Question, cure: Cure, before: int) -> Cure:
+    peak, capacity = _walked_bytes(question, cure.config), question.capacity_bytes
+    return replace(
+        cure,
+        peak_bytes=peak,
+        saved_bytes=before - peak,
+        fits=peak <= capacity,
+        comfortable=peak <= (1.0 - HEADROOM) * capacity,
+    )
 
 
 def _edits(config: HybridParallelConfig) -> Iterator[Edit]:

@@ -14,12 +14,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from time import perf_counter
 
+from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
 from meshwright.dryrun.compare import Difference, differences, predicted_ledger
 from meshwright.dryrun.compose import Composer, CompositionError
 from meshwright.dryrun.job import DryJob, RankTrace, trace_rank
 from meshwright.dryrun.match import Finding, unmatched
-from meshwright.dryrun.memory import predicted_memory
 from meshwright.dryrun.progress import stuck
 from meshwright.dryrun.roles import stage_contents
 from meshwright.dryrun.trace import Event, traffic_of

@@ -1,4 +1,4 @@
-"""The cost model's memory of this project's own runtime, to stand beside what the tracker saw.
+"""Memory of this project's own runtime, a stage at a time: what the dry run is held against, and what cures must fit.
 
 State is priced as for every stack. What is in flight is walked through as the runtime allocates it (cost.program) for
 the families that are written down there, else a sum of terms.
@@ -51,6 +51,11 @@ def predicted_memory(
             here = float(np.broadcast_to(nbytes, roles.index.shape)[0, stage])
             found[kind] = found.get(kind, 0) + round(here)
     return {kind: nbytes for kind, nbytes in found.items() if nbytes}
+
+
+def predicted_peak(model: ModelSpec, workload: Workload, config: HybridParallelConfig) -> int:
+    """Bytes on the fullest stage, without what a driver or an allocator holds."""
+    return max(sum(predicted_memory(model, workload, config, stage).values()) for stage in range(config.pp))
 
 
 def _as_reduced(candidates: Candidates, config: HybridParallelConfig) -> Candidates:
