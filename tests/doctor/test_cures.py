@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meshwright.cost.evaluate import estimate
+from meshwright.cost.program.own_runtime import predicted_peak
 from meshwright.doctor.cures import cures
 from meshwright.doctor.oom import diagnose_plan, question_of
 from meshwright.plan import Plan
@@ -44,6 +45,23 @@ def plan_of(case: dict[str, Any]) -> Plan:
             "parallel": case["parallel"],
         }
     )
+
+
+def test_a_cure_for_our_own_runtime_counts_what_that_runtime_allocates():
+    """The sum of terms says 15.0 GiB of 15.8 for the cure that it ranks first; the dry run traces 18.2 GiB."""
+    case = {
+        "model": "qwen3-0.6b", "cluster": "v100-16gb",
+        "workload": {"seq": 2048, "stack": "meshwright", "gradient_bytes": 4},
+        "parallel": {"dp": 8, "micro_batch": 4, "global_batch": 32, "precision": "fp16"},
+    }  # fmt: skip
+    question = diagnose_plan(Plan.model_validate(case)).question
+    first = cures(question)[0]
+    held = predicted_peak(question.model, question.workload, first.config)
+    assert first.fits
+    assert first.peak_bytes == held + question.cluster.reserved_bytes
+    summed = cures(replace(question, excess=1.0 + 1e-9))[0]
+    assert summed.config != first.config
+    assert predicted_peak(question.model, question.workload, summed.config) > question.capacity_bytes
 
 
 @pytest.mark.parametrize("name", FIVE)
