@@ -43,8 +43,7 @@ SLOW = [
 
 def check(case: Case) -> None:
     model = tiny(case.family, **case.model)
-    # with gloo nothing that was sent goes before the step ends
-    job = DryJob(case.config, model, SEQ, messages_end=False)
+    job = DryJob(case.config, model, SEQ, as_gloo=True)
     world = range(case.config.world_size)
     traced = trace_ranks(job, world)
     recorded: list[RankTrace] = run_ranks(case.config.world_size, trace_here, job, Device("cpu", "gloo"))
@@ -52,9 +51,8 @@ def check(case: Case) -> None:
     assert len(recorded) == len(traced) == len(world)
     for dry, live in zip(traced, recorded, strict=True):
         assert dry.events == live.events  # order, shapes, groups, actions
-        for kind in ("peak", "working"):
-            dry_peak, live_peak = getattr(dry.memory, kind), getattr(live.memory, kind)
-            assert dry_peak.total_bytes == pytest.approx(live_peak.total_bytes, rel=0.01)
+        assert dry.memory.peak.total_bytes == pytest.approx(live.memory.peak.total_bytes, rel=1e-3)
+        assert dry.memory.working.working_bytes == pytest.approx(live.memory.working.working_bytes, rel=1e-3)
         predicted = predicted_ledger(spec, Workload(seq=SEQ), case.config, dry.coordinate)
         assert differences(predicted, traffic_of(dry.events)) == ()
     events = {t.rank: t.events for t in traced}

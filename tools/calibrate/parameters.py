@@ -6,7 +6,7 @@ bounds, everything else on a log scale, so that a step never leaves the physical
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -182,11 +182,6 @@ class Constants:
 
     def network(self) -> Network:
         return replace(network(), **self.values["network"].get("network", {}))
-
-
-def parameters_of(kind: str, owners: Iterable[str]) -> list[Parameter]:
-    """All movable constants of some architectures or stacks."""
-    return [Parameter(kind, owner, name) for owner in sorted(set(owners)) for name in RANGES[kind]]
 
 
 assert {n.partition(".")[0] for n in DEVICE_RANGES} <= {f.name for f in fields(Device)}

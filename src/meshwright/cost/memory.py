@@ -295,22 +295,3 @@ def training_memory(
     role = total.argmax(axis=1)
     rows = np.arange(len(candidates))
     return MemoryArrays(by_kind, total, total[rows, role], stages.index[rows, role])
-
-
-def memory_lower_bound(
-    model: ModelSpec,
-    workload: Workload,
-    candidates: Candidates,
-    stages: Stages,
-    keys: UnitKeys,
-    stack: Stack | None = None,
-) -> FloatArray:
-    """Bytes [n] that no candidate can go below: parameters, gradients and optimizer state of its fullest stage."""
-    stack = default_stack() if stack is None else stack
-    layers = layer_memory(model, workload, keys.candidates, stack)
-    ends = end_memory(model, workload, keys.candidates, stack)
-    dense, expert = stage_parameters(stages, layers, ends, keys.inverse)
-    state = state_bytes(workload, candidates, stack)
-    per_dense = state.parameters[0] + state.gradients[0] + state.optimizer[0]
-    per_expert = state.parameters[1] + state.gradients[1] + state.optimizer[1]
-    return np.max(dense * per_dense[:, None] + expert * per_expert[:, None], axis=1)

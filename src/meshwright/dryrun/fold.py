@@ -148,9 +148,7 @@ class FoldedStep:
         self._tracker.keep_changes(False)
         if [moved_event(e, fold.stride, fold.length) for e in before] != block:
             raise NotAlikeError("two blocks issued different calls")
-        if self._changes[1] != changes or any(
-            sum(n for k, n in changes if k is kind) for kind in {k for k, _ in changes}
-        ):
+        if self._changes[1] != changes or any(_sums(changes).values()):
             raise NotAlikeError("two blocks held different memory")
         for count in range(1, fold.repeats + 1):
             self._tracer.events += [moved_event(e, count * fold.stride, count * fold.length) for e in block]

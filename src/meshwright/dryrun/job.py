@@ -34,14 +34,14 @@ from meshwright.schedules.actions import Action
 @dataclass(frozen=True)
 class DryJob:
     """What is run: a layout, a transformers config, and the length of sequences. `fold`: of microbatches that repeat
-    each other a few are run (fold.py). `messages_end`: what was sent goes once it has arrived, else at the step's end,
-    as with gloo (world.py)."""
+    each other a few are run (fold.py). `as_gloo`: memory as a live run on CPUs holds it, for comparisons: what was sent
+    stays until the step's end (world.py), and reductions are scattered from a copy (tracker.py)."""
 
     config: HybridParallelConfig
     model_config: Any
     seq: int
     fold: bool = True
-    messages_end: bool = True
+    as_gloo: bool = False
 
     @property
     def options(self) -> EngineOptions:
@@ -89,7 +89,7 @@ def no_collection() -> Iterator[None]:
 
 def _trace_fake(job: DryJob, rank: int, began: float) -> RankTrace:
     recorder = StatingRecorder()
-    world = fake_world(rank, job.config.world_size, messages_end=job.messages_end)
+    world = fake_world(rank, job.config.world_size, as_gloo=job.as_gloo)
     with world, fake_tensors() as mode, no_collection():
         engine = fake_engine(job.config, job.model_config, recorder, job.options)
         return _traced(job, rank, engine, recorder, mode.watched_by, began)
@@ -101,7 +101,7 @@ def trace_here(job: DryJob, device: Device, seed: int = 0) -> RankTrace:
     groups = ProcessGroupManager(job.config, device, recorder)
     source = SeededWeights(job.model_config, family_of(job.model_config), seed)
     engine = build_engine(job.config, job.model_config, groups, source, job.options)
-    return _traced(replace(job, fold=False), dist.get_rank(), engine, recorder, WatchedOperations, began)
+    return _traced(replace(job, fold=False, as_gloo=False), dist.get_rank(), engine, recorder, WatchedOperations, began)
 
 
 def _traced(
@@ -114,7 +114,7 @@ def _traced(
 ) -> RankTrace:
     engine.optimizer.create_state()  # as in every step but the first
     tokens = batch_of(job.config, job.seq)
-    tracer, tracker = Tracer(recorder), MemoryTracker(engine)
+    tracer, tracker = Tracer(recorder), MemoryTracker(engine, job.as_gloo)
 
     def observe(step: tuple[Action, ...]) -> None:
         tracer.at(step)

@@ -60,6 +60,8 @@ class MemoryTrace:
     curve: tuple[tuple[int, int], ...]
 
 
+REDUCE_SCATTER = torch.ops.c10d._reduce_scatter_base_.default
+
 Change = tuple[MemoryKind, int]
 """Bytes of a kind that came (or went, if negative)."""
 
@@ -73,10 +75,12 @@ class _Storage:
 
 
 class MemoryTracker:
-    """Watches one engine (watch.py) through a step, with `at` told what the executor does."""
+    """Watches one engine (watch.py) through a step, with `at` told what the executor does. `copies`: reductions are
+    scattered from a copy of what is reduced, as gloo does under a live run."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, copies: bool = False) -> None:
         self._engine = engine
+        self._copies = copies
         self._alive: dict[int, _Storage] = {}
         self._bytes = dict.fromkeys(MemoryKind, 0)
         self._largest = dict.fromkeys(MemoryKind, 0)
@@ -163,7 +167,11 @@ class MemoryTracker:
             post.remove()
 
     def issued(self, func: Any, args: Sequence[Any]) -> None:
-        """Collectives are none of its business."""
+        """Of collectives only the copy counts that gloo makes."""
+        if self._copies and func is REDUCE_SCATTER:
+            reduced = args[1]
+            self._count(MemoryKind.TEMPORARIES, reduced.nbytes)
+            self._count(MemoryKind.TEMPORARIES, -reduced.nbytes)
 
     def made(self, tensor: Tensor) -> None:
         self._add(tensor, MemoryKind.TEMPORARIES)

@@ -31,13 +31,13 @@ FAKE = Device("cpu", "fake")
 
 
 @contextmanager
-def fake_world(rank: int, world_size: int, *, messages_end: bool = True) -> Iterator[Device]:
+def fake_world(rank: int, world_size: int, *, as_gloo: bool = False) -> Iterator[Device]:
     """This process as one rank of a world of any size; collectives return at once. Messages are through as soon as
-    anybody asks, as NCCL's mostly are. torch's own fake ones never are (`messages_end` False), nor are gloo's until
+    anybody asks, as NCCL's mostly are. torch's own fake ones never are, nor (`as_gloo`) are gloo's until
     they are waited for: a step on the CPU holds all that it sends until its end."""
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     is_completed = FakeWork.is_completed
-    if messages_end:
+    if not as_gloo:
         FakeWork.is_completed = lambda self: True
     try:
         yield FAKE

@@ -30,7 +30,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from meshwright.errors import InputError
-from meshwright.runtime.generation_store import store_of_this_start
+from meshwright.runtime.start_store import store_of_this_start
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0

@@ -28,9 +28,9 @@ from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.layout.grid import rank_layout
 from meshwright.plan import Plan
-from meshwright.runtime.generation_store import store_of_this_start
 from meshwright.runtime.launch import Device, host_name
 from meshwright.runtime.process_groups import LAYOUT_GROUPS, ProcessGroupManager
+from meshwright.runtime.start_store import store_of_this_start
 
 LIMIT_S = 60.0
 MOST_SKEW_S = 2.0

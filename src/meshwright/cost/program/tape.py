@@ -51,7 +51,7 @@ class Tape:
         self.split = split
         self.gathered = gathered
         self.left: list[tuple[Storage, ...]] = []  # inputs and gradients of products whose weight gradient is due
-        self.left_weight_bytes = 0.0  # the largest two weight gradients of those
+        self.left_weight_bytes = 0.0  # the largest weight gradient of those
         self.unit_gradients: list[Storage] = []
         self.experts: UnitHooks | None = None  # of the layer that is walked through
         self.head_gradient: Storage | None = None  # of tied embeddings, until the embedding's own

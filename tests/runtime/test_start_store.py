@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from meshwright.errors import InputError
-from meshwright.runtime.generation_store import CURRENT, store_of_this_start
+from meshwright.runtime.start_store import CURRENT, store_of_this_start
 
 
 def start(shared: dist.HashStore, world: int, value: str) -> list[str]:
