@@ -73,7 +73,7 @@ WALKED = 24
 def cures(question: Question, most: int = 4) -> tuple[Cure, ...]:
     """The best `most` cures, and every single change beside them: what each knob alone saves and costs."""
     found: list[Cure] = []
-    singles = [edit for edit in _edits(question.config) if _legal(question, (edit,)) is not None]
+    singles = [edit for edit in _edits(question.config) if edited(question, (edit,)) is not None]
     for together in range(1, MOST_TOGETHER + 1):
         found = _walked(question, [*found, *_priced(question, list(combinations(singles, together)))])
         if together > 1 and any(cure.comfortable for cure in found):
@@ -155,7 +155,7 @@ def _edits(config: HybridParallelConfig) -> Iterator[Edit]:
         yield "virtual stages in a V (vpp=2, zbv)", {"schedule": Schedule.ZBV, "vpp": 2, "layer_split": None}
 
 
-def _legal(question: Question, edits: Sequence[Edit]) -> HybridParallelConfig | None:
+def edited(question: Question, edits: Sequence[Edit]) -> HybridParallelConfig | None:
     """The config with the edits, None where they contradict each other or break a rule."""
     changed: dict[str, Any] = {"global_batch": int(question.config.global_batch)}
     for _, fields in edits:
@@ -174,7 +174,7 @@ def _legal(question: Question, edits: Sequence[Edit]) -> HybridParallelConfig | 
 
 def _priced(question: Question, groups: Sequence[tuple[Edit, ...]]) -> list[Cure]:
     """The groups of edits that are legal, with what they save and cost."""
-    made = [(g, c) for g in groups if (c := _legal(question, g)) is not None]
+    made = [(g, c) for g in groups if (c := edited(question, g)) is not None]
     if not made:
         return []
     candidates = Candidates.from_configs([question.config, *(c for _, c in made)])

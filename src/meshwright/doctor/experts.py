@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from meshwright.cost.candidates import Candidates
 from meshwright.cost.evaluate import evaluate
-from meshwright.doctor.cures import Question
+from meshwright.doctor.cures import Edit, Question, edited
 from meshwright.doctor.run_records import RouterStep
 from meshwright.doctor.step_times import StepTimes, groups_of
 from meshwright.doctor.stragglers import Straggler
-from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
-from meshwright.planner.legality import check
 
 UNEVEN = 1.1
 """Rows of the fullest rank of an ep group over the mean from which the router's load is a fault."""
@@ -120,7 +117,7 @@ class Evened:
 
 def evened(question: Question, load: ExpertLoad) -> tuple[Evened, ...]:
     """Layouts whose fullest rank has less to do, that fit."""
-    made = [(w, c) for w, changed in _edits(question.config) if (c := _legal(question, changed)) is not None]
+    made = [(edit[0], c) for edit in _edits(question.config) if (c := edited(question, (edit,))) is not None]
     if not made:
         return ()
     candidates = Candidates.from_configs([question.config, *(config for _, config in made)])
@@ -139,7 +136,7 @@ def imbalance_at(load: ExpertLoad, ep: int) -> float:
     return float(shares.max() * ep)
 
 
-def _edits(config: HybridParallelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _edits(config: HybridParallelConfig) -> Iterator[Edit]:
     """Fewer ranks share the experts out; what is freed holds copies, or slices of every expert."""
     size = config.ep // 2
     while size >= 1:
@@ -147,12 +144,3 @@ def _edits(config: HybridParallelConfig) -> Iterator[tuple[str, dict[str, Any]]]
         slices = config.expert_tp * config.ep // size
         yield f"ep={size} and expert-tp={slices}: slices of every expert", {"ep": size, "expert_tp": slices}
         size //= 2
-
-
-def _legal(question: Question, changed: dict[str, Any]) -> HybridParallelConfig | None:
-    try:
-        made = replace(question.config, **({"global_batch": int(question.config.global_batch)} | changed))
-        check(made, question.model, question.cluster, question.workload.seq)
-    except InputError:
-        return None
-    return made
