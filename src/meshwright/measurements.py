@@ -1,7 +1,8 @@
 """What was measured on a machine or in a run, as plain data: written where torch is, read where it is not.
 
 `MachineSamples` and `LinkSample` come from `meshwright calibrate` and `meshwright doctor links`; the doctor turns them
-into a cluster file. Times are medians, in seconds.
+into a cluster file. Times are medians, in seconds. `RankTimeline` comes from `meshwright train --trace`: one step of
+one rank, in seconds since the epoch by that machine's clock.
 """
 
 from __future__ import annotations
@@ -97,3 +98,49 @@ class LinkSamples:
     hosts: tuple[str, ...]
     samples: tuple[LinkSample, ...]
     software: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedWork:
+    """What a rank computed: 'F', 'B', 'I' or 'W' of a chunk and microbatch (schedules.actions), or 'optimizer'."""
+
+    kind: str
+    chunk: int
+    microbatch: int
+    start_s: float
+    end_s: float
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.chunk < 0 else f"{self.kind}{self.chunk}.{self.microbatch}"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCall:
+    """A collective or message from the moment it was issued until it was over: told by the backend, or seen when the
+    rank stopped waiting for it (None: never seen). `waits`: when the rank stood in it, or waited for it. `ranks` of the
+    group in axis order; `peer`: global rank at the other end of a message, else -1."""
+
+    axis: str
+    ranks: tuple[int, ...]
+    collective: str
+    phase: str
+    what: str
+    call_bytes: int
+    peer: int
+    issued_s: float
+    ended_s: float | None
+    waits: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class RankTimeline:
+    """One step of a rank; `step` is counted from 1."""
+
+    rank: int
+    stage: int
+    step: int
+    start_s: float
+    end_s: float
+    work: tuple[TimedWork, ...]
+    calls: tuple[TimedCall, ...]

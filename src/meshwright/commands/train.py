@@ -28,10 +28,12 @@ from meshwright.commands.train_options import (
     ResumeFrom,
     Steps,
     TokenizerName,
+    Trace,
+    TraceStep,
     Watchdog,
     Weights,
 )
-from meshwright.commands.train_report import compare_with_prediction, ledger_lines, show
+from meshwright.commands.train_report import compare_with_prediction, ledger_lines, show, written_trace
 from meshwright.commands.train_run import (
     checked_start,
     checkpoint_to_start_from,
@@ -42,6 +44,7 @@ from meshwright.commands.train_run import (
     train_as_one_rank,
     train_forked_ranks,
 )
+from meshwright.errors import InputError
 
 if TYPE_CHECKING:
     from meshwright.runtime.trainer import TrainingJob
@@ -61,6 +64,8 @@ def train(
     export: Export = False,
     tensorboard: Board = False,
     ledger: LedgerFlag = False,
+    trace: Trace = None,
+    trace_step: TraceStep = None,
     watchdog: Watchdog = None,
     preflight: PreflightFlag = False,
     replan: Replan = False,
@@ -72,6 +77,8 @@ def train(
     checkpoints that any layout can resume, and with --export a model that transformers loads.
     """
     needs_runtime("train")
+    if trace_step is not None and trace is None:
+        raise InputError("--trace-step says which step --trace records; give --trace FILE too")
     document = read_training_plan(plan, steps)
     folder = out or Path("runs") / Path(plan).stem
     start = checkpoint_to_start_from(folder, resume or replan, resume_from, weights)
@@ -103,6 +110,8 @@ def train(
             preflight=needs,
             watchdog_s=watchdog,
             on_hang=say_verdict,
+            trace=trace is not None,
+            trace_step=trace_step,
         )
 
     from meshwright.runtime.launch import launched_by_torchrun
@@ -116,6 +125,7 @@ def train(
     if outcomes is None:
         return 0
     lines = ledger_lines(document, outcomes) if ledger else None
-    show(outcomes, lines, compare_with_prediction(document, folder), folder, as_json)
+    timelines = None if trace is None else written_trace(outcomes, trace)
+    show(outcomes, lines, compare_with_prediction(document, folder), folder, timelines, as_json)
     disagrees = lines is not None and not all(line.agrees for line in lines)
     return 1 if disagrees or outcomes[0].diverged_at is not None else 0

@@ -41,3 +41,10 @@ Replan = Annotated[
     typer.Option("--replan", help="Where torchrun started another number of ranks: choose their layout, and resume."),
 ]
 LedgerFlag = Annotated[bool, typer.Option("--ledger", help="Show what a step sent beside what was predicted.")]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Record one step's timeline, and write it as a Chrome trace.", metavar="FILE"),
+]
+TraceStep = Annotated[
+    int | None, typer.Option("--trace-step", min=1, metavar="N", help="Which step; default: the third done here.")
+]

@@ -21,6 +21,7 @@ from meshwright.report.numbers import size, whole
 
 if TYPE_CHECKING:
     from meshwright.doctor.comparison import Comparison
+    from meshwright.measurements import RankTimeline
     from meshwright.runtime.trainer import RankOutcome
 
 SHOWN_LOSSES = 10
@@ -54,16 +55,31 @@ def compare_with_prediction(plan: Plan, folder: Path) -> Comparison | None:
     return compared
 
 
+def written_trace(outcomes: Sequence[RankOutcome], path: Path) -> list[RankTimeline]:
+    """The timelines of the traced step (none where the run ended before it), written as a Chrome trace."""
+    from meshwright.report.step_trace import step_trace
+    from meshwright.simulation.chrome import write_document
+
+    timelines = [o.timeline for o in outcomes if o.timeline is not None]
+    if timelines:
+        write_document(step_trace(timelines), path)
+    return timelines
+
+
 def show(
     outcomes: Sequence[RankOutcome],
     lines: list[LedgerLine] | None,
     compared: Comparison | None,
     folder: Path,
+    timelines: list[RankTimeline] | None,
     as_json: bool,
 ) -> None:
+    from meshwright.report.step_trace import overlap_document, step_report
+
     first = outcomes[0]
     if as_json:
-        output.show_json(train_document(outcomes, lines, folder, compared))
+        traced = {"overlap": overlap_document(timelines)} if timelines else {}
+        output.show_json(train_document(outcomes, lines, folder, compared) | traced)
         return
     parts: list[RenderableType] = [Text(_losses(first)), Text(_summary(outcomes, folder))]
     if lines is not None:
@@ -73,6 +89,8 @@ def show(
         parts += [Text(""), ledger_table(lines), Text(text, style="" if not wrong else "bold red")]
     if compared is not None:
         parts += [Text(""), comparison_table(compared)]
+    if timelines:
+        parts += [Text(""), step_report(timelines)]
     output.show(Group(*parts))
 
 

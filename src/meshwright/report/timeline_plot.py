@@ -5,7 +5,7 @@ In: a `StepTimeline`. Out: text and rich renderables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,6 +18,8 @@ from meshwright.simulation import Span, StepTimeline, Stream
 WIDTH, MARGIN = 120, 12
 MOST_ROWS = 32
 """Of a longer pipeline the first and last stages are drawn."""
+Piece = tuple[str, float, float]
+"""(letter, start, end)"""
 LEGEND = "F forward   B backward   W weight gradients   d gradients and parameters   o optimizer   . idle"
 
 
@@ -45,28 +47,36 @@ def timeline_plot(timeline: StepTimeline, width: int = WIDTH) -> str:
 
 def _row(timeline: StepTimeline, stage: int, width: int) -> str:
     """Letters by time: compute first, state traffic where compute is idle."""
-    total = timeline.replayed_s or 1.0
-    filled: list[dict[str, float]] = [{} for _ in range(width)]
     spans = timeline.of_stage(stage)
-    for stream, most in ((Stream.COMPUTE, 1.0), (Stream.DP, 0.5)):
-        _fill(filled, [s for s in spans if s.stream is stream], width / total, most)
-    letters: list[str] = []
+    compute, state = (
+        [(_letter(s), s.start_s, s.end_s) for s in spans if s.stream is stream]
+        for stream in (Stream.COMPUTE, Stream.DP)
+    )
+    return letters(compute, timeline.replayed_s or 1.0, width, state)
+
+
+def letters(pieces: Iterable[Piece], total_s: float, width: int, where_idle: Iterable[Piece] = ()) -> str:
+    """A row of letters for what filled most of each column's time ('.': nothing); `where_idle` counts where less than
+    half of a column is taken."""
+    filled: list[dict[str, float]] = [{} for _ in range(width)]
+    _fill(filled, pieces, width / total_s, 1.0)
+    _fill(filled, where_idle, width / total_s, 0.5)
+    row: list[str] = []
     for column in filled:
         idle = 1.0 - sum(column.values())
         letter, share = max(column.items(), key=lambda item: item[1], default=(".", 0.0))
-        letters.append(letter if share >= idle else ".")
-    return "".join(letters)
+        row.append(letter if share >= idle else ".")
+    return "".join(row)
 
 
-def _fill(filled: list[dict[str, float]], spans: Sequence[Span], columns_per_s: float, most: float) -> None:
-    """Add the share of every column that the spans cover, where not more than `most` of it is taken."""
-    for span in spans:
-        first, last = span.start_s * columns_per_s, span.end_s * columns_per_s
+def _fill(filled: list[dict[str, float]], pieces: Iterable[Piece], columns_per_s: float, most: float) -> None:
+    """Add the share of every column that the pieces cover, where not more than `most` of it is taken."""
+    for letter, start_s, end_s in pieces:
+        first, last = start_s * columns_per_s, end_s * columns_per_s
         for column in range(int(first), min(int(last) + 1, len(filled))):
             share = min(last, column + 1) - max(first, column)
             taken = filled[column]
             if share > 0 and (most >= 1.0 or sum(taken.values()) < most):
-                letter = _letter(span)
                 taken[letter] = taken.get(letter, 0.0) + share
 
 

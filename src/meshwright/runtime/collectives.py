@@ -38,9 +38,10 @@ def all_reduce(
     """In place. Returns the work to wait for if asynchronous."""
     if axis.size == 1:
         return None
-    axis.record(Collective.ALL_REDUCE, what, tensor_bytes(tensor), tensor.dtype)
+    call = axis.record(Collective.ALL_REDUCE, what, tensor_bytes(tensor), tensor.dtype, asynchronous=async_op)
     with axis.waiting():
-        return dist.all_reduce(tensor, op=op, group=axis.group, async_op=async_op)
+        work = dist.all_reduce(tensor, op=op, group=axis.group, async_op=async_op)
+    return None if work is None else axis.under_way(work, call)
 
 
 def broadcast(tensor: Tensor, axis: AxisGroup, what: str, source: int) -> None:

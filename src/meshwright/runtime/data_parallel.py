@@ -98,8 +98,7 @@ class PlainDataParallel:
                 self._launch(bucket)
         for bucket in self._buckets:
             if bucket.work is not None:
-                with self._axis_of(bucket).waiting():
-                    bucket.work.wait()
+                bucket.work.wait()
 
     def _add_buffer(self, members: list[int], what: str, bucket_bytes: int) -> None:
         first = self._parameters[members[0]].master

@@ -150,6 +150,7 @@ class Engine:
         loss, count = self.gradients(tokens, labels)
         scale = self._loss_scale
         norm = global_norm(self.parameters, self.groups, self.sharded) / scale
+        self.groups.recorder.begins("optimizer")
         accepted = self.scaler.update(float(norm)) if self.scaler else True
         rate = self.optimizer.options.rate(self.steps_done)
         if accepted:

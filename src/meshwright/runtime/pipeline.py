@@ -21,6 +21,7 @@ from meshwright.runtime.expert_parallel.balance import BALANCE, TravellingBalanc
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.split_backward import Deferred
 from meshwright.runtime.stage import StageModule
+from meshwright.runtime.step_trace import OpenCall
 from meshwright.schedules.actions import COMMUNICATION, SENDS, Action, ActionKind, PipelineSchedule
 from meshwright.schedules.communication import batches
 
@@ -71,10 +72,11 @@ class BufferPool:
 
 @dataclass
 class Incoming:
-    """A receive under way and its buffer."""
+    """A receive under way and its buffer. `calls`: what a timeline of the step knows it by."""
 
     buffer: Tensor
     works: list[dist.Work] = field(default_factory=list[dist.Work])
+    calls: tuple[OpenCall | None, ...] = ()
 
     def wait(self) -> Tensor:
         for work in self.works:
@@ -90,6 +92,7 @@ class Outgoing:
     work: dist.Work
     tensor: Tensor
     peer: int
+    calls: tuple[OpenCall | None, ...] = ()
 
 
 Key = tuple[int, int]
@@ -184,7 +187,7 @@ class PipelineExecutor:
                 with self.pp.recorder.during(Phase.BACKWARD):
                     self._backward(action, loss_scale, live)
         for message in live.sends:
-            with self.pp.waiting(message.peer):
+            with self.pp.waiting(message.peer, *message.calls):
                 message.work.wait()
         self._begins(())
         return total
@@ -235,8 +238,9 @@ class PipelineExecutor:
         return received
 
     def _received(self, action: Action, live: Live) -> Tensor:
-        with self.pp.waiting(self._peer(action)):
-            return live.incoming.pop(action).wait()
+        incoming = live.incoming.pop(action)
+        with self.pp.waiting(self._peer(action), *incoming.calls):
+            return incoming.wait()
 
     def _backward(self, action: Action, loss_scale: float, live: Live) -> None:
         chunk, index = key = (action.chunk, action.microbatch)
@@ -284,25 +288,25 @@ class PipelineExecutor:
         of the step."""
         live.sends = [message for message in live.sends if not message.work.is_completed()]  # frees what they sent
         operations: list[dist.P2POp] = []
-        posted: list[tuple[Action, Tensor, slice]] = []
+        posted: list[tuple[Action, Tensor, slice, tuple[OpenCall | None, ...]]] = []
         for action in messages:
             tensor = self._outgoing(action, live) if action.kind in SENDS else self.pool.take()
             first = len(operations)
             operations.append(self._operation(action, tensor))
-            self._record(action)
+            calls = (self._record(action),)
             if live.balance is not None:
                 beside = live.balance.beside(action)
                 operations.append(self._operation(action, beside))
-                self._record(action, beside)
-            posted.append((action, tensor, slice(first, len(operations))))
+                calls += (self._record(action, beside),)
+            posted.append((action, tensor, slice(first, len(operations)), calls))
         with self.pp.waiting():
             works = dist.batch_isend_irecv(operations)
-        for action, tensor, place in posted:
+        for action, tensor, place, calls in posted:
             own = list(works[place] if len(works) == len(operations) else works)  # NCCL gives one work for the batch
             if action.kind in SENDS:
-                live.sends += [Outgoing(work, tensor, self._peer(action)) for work in own]
+                live.sends += [Outgoing(work, tensor, self._peer(action), calls) for work in own]
             else:
-                live.incoming[action] = Incoming(tensor, own)
+                live.incoming[action] = Incoming(tensor, own, calls)
 
     def _operation(self, action: Action, tensor: Tensor) -> dist.P2POp:
         call = dist.isend if action.kind in SENDS else dist.irecv
@@ -323,6 +327,10 @@ class PipelineExecutor:
         """Tell everyone who watches what comes next: () where nothing is left of the schedule."""
         self.current = step[0] if step else None
         self._log(self.current)
+        if step and step[0].kind not in COMMUNICATION:
+            self.pp.recorder.begins(step[0].kind.value, step[0].chunk, step[0].microbatch)
+        else:
+            self.pp.recorder.begins("")
         self.observe(step)
 
     def _log(self, action: Action | None) -> None:
@@ -333,14 +341,14 @@ class PipelineExecutor:
         elif flight is not None:
             flight.action("", -1, -1)
 
-    def _record(self, action: Action, beside: Tensor | None = None) -> None:
+    def _record(self, action: Action, beside: Tensor | None = None) -> OpenCall | None:
         """Book a message, or what travels beside it."""
         self._log(action)
         forward = action.kind in (ActionKind.SEND_FORWARD, ActionKind.RECEIVE_FORWARD)
         collective = Collective.SEND if action.kind in SENDS else Collective.RECEIVE
         with self.pp.recorder.during(Phase.FORWARD if forward else Phase.BACKWARD):
             peer = self._peer(action)
+            what, size, dtype = SUBJECTS[action.kind], self._message_bytes, self.activation.dtype
             if beside is not None:
-                self.pp.record(collective, BALANCE, tensor_bytes(beside), beside.dtype, peer)
-            else:
-                self.pp.record(collective, SUBJECTS[action.kind], self._message_bytes, self.activation.dtype, peer)
+                what, size, dtype = BALANCE, tensor_bytes(beside), beside.dtype
+            return self.pp.record(collective, what, size, dtype, peer, asynchronous=True)

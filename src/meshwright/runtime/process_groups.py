@@ -8,6 +8,7 @@ recorder of the ledger. Groups with equal members are one group: a laptop's worl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from meshwright.layout.grid import RankLayout, rank_layout
 from meshwright.ledger import Collective
 from meshwright.runtime.launch import Device
 from meshwright.runtime.recorder import LoggedWait, Recorder, Stopwatch
+from meshwright.runtime.step_trace import OpenCall, TracedWait
 
 RankGroups = NDArray[np.int64]  # [groups, size]
 
@@ -34,6 +36,9 @@ LAYOUT_GROUPS = (
     *("expert_tp", "ep", "expert_dp", "embedding"),
 )
 """Axes and combinations that get a group, as `layout.grid` names them."""
+
+NO_TIMEOUT = timedelta(0)
+"""torch's own default: wait as long as the group's timeout says."""
 
 BOOKED_ON: dict[str, str] = dict.fromkeys(("dp_cp", "zero_shard", "zero_replica"), "dp")
 """Ledger axis of groups that are part of an axis or stand for it; other groups are booked under their own name."""
@@ -72,21 +77,56 @@ class AxisGroup:
         return self.ranks[(self.rank - 1) % self.size]
 
     def record(
-        self, collective: Collective, what: str, call_bytes: int, dtype: torch.dtype | None = None, peer: int = -1
-    ) -> None:
-        """Book a call that is about to be made. `peer`: global rank at the other end of a message."""
+        self,
+        collective: Collective,
+        what: str,
+        call_bytes: int,
+        dtype: torch.dtype | None = None,
+        peer: int = -1,
+        asynchronous: bool = False,
+    ) -> OpenCall | None:
+        """Book a call that is about to be made. `peer`: global rank at the other end of a message. `asynchronous`: what
+        is returned (None: no timeline is made) belongs to the `waiting` that ends it."""
         recorder = self.recorder
         recorder.record(self.axis, collective, what, self.size, call_bytes)
         if recorder.flight is not None:
             name = "" if dtype is None else str(dtype).removeprefix("torch.")
             recorder.flight.issued(self.axis, self.ranks, collective, recorder.phase, what, call_bytes, name, peer)
+        trace = recorder.trace
+        if trace is None:
+            return None
+        return trace.issued(
+            self.axis, self.ranks, collective, recorder.phase, what, call_bytes, peer, asynchronous=asynchronous
+        )
 
-    def waiting(self, peer: int = -1) -> Stopwatch | LoggedWait:
+    def waiting(self, peer: int = -1, *calls: OpenCall | None) -> Stopwatch | LoggedWait | TracedWait:
         """A context for what blocks on this axis: its wall time is booked on the axis. `peer`: it waits for a message
-        from that rank."""
-        watch = self.recorder.waiting(self.axis)
-        flight = self.recorder.flight
-        return watch if flight is None else LoggedWait(watch, flight, self.axis, self.ranks, peer)
+        from that rank; `calls`: for these, which were recorded as asynchronous."""
+        recorder = self.recorder
+        watch = recorder.waiting(self.axis)
+        wait = watch if recorder.flight is None else LoggedWait(watch, recorder.flight, self.axis, self.ranks, peer)
+        if recorder.trace is None:
+            return wait
+        return TracedWait(wait, recorder.trace, self.ranks, tuple(call for call in calls if call is not None))
+
+    def under_way(self, work: dist.Work, call: OpenCall | None) -> dist.Work:
+        """An asynchronous call as something to wait for that books the wait on this axis."""
+        return WorkOnAxis(work, self, call)
+
+
+class WorkOnAxis(dist.Work):
+    """A collective under way; waiting for it is booked on its axis."""
+
+    def __init__(self, work: dist.Work, axis: AxisGroup, call: OpenCall | None) -> None:
+        super().__init__()
+        self._work, self._axis, self._call = work, axis, call
+        trace = axis.recorder.trace
+        if call is not None and trace is not None and trace.tells_ends:
+            call.follow(work)
+
+    def wait(self, timeout: timedelta = NO_TIMEOUT) -> bool:
+        with self._axis.waiting(-1, self._call):
+            return self._work.wait(timeout)
 
 
 class ProcessGroupManager:

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from meshwright.flight import FlightLog
 from meshwright.ledger import Collective, Phase, TrafficEntry
+from meshwright.runtime.step_trace import StepTrace
 
 Key = tuple[str, Collective, Phase, str, int]
 
@@ -50,12 +51,13 @@ class LoggedWait:
 
 
 class Recorder:
-    """Counts calls and bytes (bytes as defined in ledger.py). `phase` is set by whoever runs the step; `flight`, where
-    there is one, also gets every call and wait."""
+    """Counts calls and bytes (bytes as defined in ledger.py). `phase` is set by whoever runs the step; `flight` and
+    `trace`, where there is one, also get every call and wait."""
 
     def __init__(self, enabled: bool = True, flight: FlightLog | None = None) -> None:
         self.enabled = enabled
         self.flight = flight
+        self.trace: StepTrace | None = None
         self.phase = Phase.FORWARD
         self._counts: dict[Key, list[int]] = {}
         self._watches: dict[str, Stopwatch] = {}
@@ -66,6 +68,11 @@ class Recorder:
         entry = self._counts.setdefault((axis, collective, self.phase, what, group_size), [0, 0])
         entry[0] += 1
         entry[1] += call_bytes
+
+    def begins(self, kind: str, chunk: int = -1, microbatch: int = -1) -> None:
+        """This rank turns to a computation ('' to none): for the timeline of the step, where one is made."""
+        if self.trace is not None:
+            self.trace.begins(kind, chunk, microbatch)
 
     def waiting(self, axis: str) -> Stopwatch:
         """Wrap what blocks the host: a collective, or the wait for one. Where communication is asynchronous (GPUs) this

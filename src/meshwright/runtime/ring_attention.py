@@ -72,8 +72,11 @@ class _Hop:
         self._axis = axis
         self._sent = tensor
         self._arriving = torch.empty_like(tensor)
-        axis.record(Collective.SEND, what, tensor_bytes(tensor), tensor.dtype, axis.next_rank)
-        axis.record(Collective.RECEIVE, what, tensor_bytes(tensor), tensor.dtype, axis.previous_rank)
+        size, dtype = tensor_bytes(tensor), tensor.dtype
+        self._calls = (
+            axis.record(Collective.SEND, what, size, dtype, axis.next_rank, asynchronous=True),
+            axis.record(Collective.RECEIVE, what, size, dtype, axis.previous_rank, asynchronous=True),
+        )
         self._works = dist.batch_isend_irecv(
             [
                 dist.P2POp(dist.isend, tensor, axis.next_rank, axis.group),
@@ -82,7 +85,7 @@ class _Hop:
         )
 
     def wait(self) -> Tensor:
-        with self._axis.waiting(self._axis.previous_rank):
+        with self._axis.waiting(self._axis.previous_rank, *self._calls):
             for work in self._works:
                 work.wait()
         return self._arriving

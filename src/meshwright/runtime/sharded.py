@@ -10,7 +10,6 @@ head of a chunk are another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,22 +27,6 @@ from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.state import LocalParameter, local_tensor
 
-NO_TIMEOUT = timedelta(0)
-"""torch's own default: wait as long as the group's timeout says."""
-
-
-class TimedWork(dist.Work):
-    """A collective under way; waiting for it is booked on its axis."""
-
-    def __init__(self, work: dist.Work, axis: AxisGroup) -> None:
-        super().__init__()
-        self._work = work
-        self._axis = axis
-
-    def wait(self, timeout: timedelta = NO_TIMEOUT) -> bool:
-        with self._axis.waiting():
-            return self._work.wait(timeout)
-
 
 class RecordedAllGather(AllGather):
     """FSDP2's all-gather of weights, written into the ledger."""
@@ -58,13 +41,13 @@ class RecordedAllGather(AllGather):
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
+        call, subject = None, f"{self._unit} parameters"
         if self._axis.size > 1:
-            self._axis.record(
-                Collective.ALL_GATHER, f"{self._unit} parameters", tensor_bytes(output_tensor), output_tensor.dtype
-            )
+            size, dtype = tensor_bytes(output_tensor), output_tensor.dtype
+            call = self._axis.record(Collective.ALL_GATHER, subject, size, dtype, asynchronous=async_op)
         with self._axis.waiting():
             work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
-        return None if work is None else TimedWork(work, self._axis)
+        return None if work is None else self._axis.under_way(work, call)
 
 
 class RecordedReduceScatter(ReduceScatter):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from meshwright.flight import FLIGHT_FOLDER, FlightLog
 from meshwright.flight.incident import clear, write_states
 from meshwright.flight.layout import SAVING
 from meshwright.ledger import TrafficEntry
+from meshwright.measurements import RankTimeline
 from meshwright.plan import Plan, TrainingRun, TrainingWorkload
 from meshwright.runtime import checkpoint
 from meshwright.runtime.async_checkpoint import AsyncCheckpoints
@@ -35,6 +38,7 @@ from meshwright.runtime.preflight import Needs, check_start
 from meshwright.runtime.process_groups import ProcessGroupManager, check_same_plan
 from meshwright.runtime.rank_record import FailureNote, RankRecord, place_of, resident_bytes_now
 from meshwright.runtime.safetensors_io import SafetensorsWeights, save_pretrained
+from meshwright.runtime.step_trace import StepTrace
 from meshwright.runtime.train_progress import TrainingProgress
 from meshwright.runtime.watchdog import OnHang, watching
 from meshwright.runtime.weights import SeededWeights, WeightSource, meta_model
@@ -42,6 +46,8 @@ from meshwright.runtime.weights import SeededWeights, WeightSource, meta_model
 CHECKPOINTS, EXPORT, TOKENS = "checkpoints", "model", "tokens"
 """Folders of a run."""
 COLLECTIVE_TIMEOUT_S = 1800.0
+WARM_STEPS = 2
+"""Not traced, where nobody names a step."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class TrainingJob:
     `checkpoint_every`: steps between checkpoints (None: one at the end); `keep`: how many stay. `resume`: a checkpoint
     to go on from. `weights`: a folder of safetensors to start from instead of the seed. `export`: write the trained
     model as safetensors. `preflight`: forked ranks check each other first. `watchdog_s`: a rank that waits longer than
-    this in one collective ends the job; `on_hang` is told the run's folder first.
+    this in one collective ends the job; `on_hang` is told the run's folder first. `trace`: ranks bring back the
+    timeline of a step, `trace_step` counted from 1 (None: the third that is done here, or the last).
     """
 
     plan: Plan
@@ -69,6 +76,8 @@ class TrainingJob:
     preflight: Needs | None = None
     watchdog_s: float | None = None
     on_hang: OnHang | None = None
+    trace: bool = False
+    trace_step: int | None = None
 
     @property
     def run(self) -> TrainingRun:
@@ -85,7 +94,8 @@ class TrainingJob:
 class RankOutcome:
     """What a rank brings back. `losses`: of the steps done here, on every rank the same; `ledger`: of the last step;
     `shard`: place among the ranks that share sharded state.
-    `diverged_at`: the step whose loss was not finite, at which the run stopped."""
+    `diverged_at`: the step whose loss was not finite, at which the run stopped. `timeline`: of the step that was to be
+    traced."""
 
     rank: int
     stage: int
@@ -98,6 +108,7 @@ class RankOutcome:
     peak_memory_bytes: int
     checkpoint: Path | None
     diverged_at: int | None = None
+    timeline: RankTimeline | None = None
 
 
 def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
@@ -146,6 +157,15 @@ def engine_options(job: TrainingJob) -> EngineOptions:
     return EngineOptions(seq=job.seq, optimizer=optimizer, seed=run.seed, capacity_factor=capacity)
 
 
+def _traced_step(job: TrainingJob, done: int) -> int:
+    """The step whose timeline is recorded, once memory and connections are warm."""
+    last = job.run.steps
+    chosen = min(done + WARM_STEPS + 1, last) if job.trace_step is None else job.trace_step
+    if not done < chosen <= last:
+        raise InputError(f"--trace-step {chosen}: this run does steps {done + 1} to {last}")
+    return chosen
+
+
 def _resume(job: TrainingJob, engine: Engine, data: TokenData) -> int:
     """Put the engine where a checkpoint stands; returns the sequences consumed by then."""
     assert job.resume is not None
@@ -186,6 +206,8 @@ class Trainer:
         self.data = data
         self.sequences = sequences
         self.device = engine.groups.device.torch
+        self.timeline: RankTimeline | None = None
+        self._traced_step = _traced_step(job, engine.steps_done) if job.trace else None
 
     def train(self) -> RankOutcome:
         """From where the engine stands to the plan's last step, or until the loss is not finite."""
@@ -215,7 +237,7 @@ class Trainer:
             checkpoints.close()
             outcome = self._outcome(first, losses, elapsed, checkpoints.last, diverged)
             writer.ledgers(outcome, self.engine.steps_done)
-        return outcome
+        return replace(outcome, timeline=self.timeline)
 
     def step(self) -> StepMetrics:
         """One step on this dp rank's share of the next global batch."""
@@ -226,12 +248,27 @@ class Trainer:
         tokens, labels = self.data.batch(first, per_rank)
         recorder.reset()
         self.log.step_begins(self.engine.steps_done)
-        result = self.engine.step(tokens.to(self.device), labels.to(self.device))
+        with self._traced():
+            result = self.engine.step(tokens.to(self.device), labels.to(self.device))
         self.log.step_ends()
         self.sequences += config.global_batch
         step_s = time.perf_counter() - started
         self.record.step(step_s)
         return self._metrics(result, step_s)
+
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
+        """Make a timeline of the step inside, if it is the one that was asked for."""
+        number, groups = self.engine.steps_done + 1, self.engine.groups
+        if number != self._traced_step:
+            yield
+            return
+        trace = groups.recorder.trace = StepTrace(tells_ends=self.device.type == "cpu")
+        try:
+            yield
+        finally:
+            groups.recorder.trace = None
+        self.timeline = trace.finish(groups.rank, groups.axis("pp").rank, number)
 
     def _metrics(self, result: StepResult, step_s: float) -> StepMetrics:
         per_s = result.tokens / step_s
