@@ -28,9 +28,13 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def test_it_trains_resumes_elsewhere_and_exports(meshwright: Run, files: tuple[Path, Path, Path]):
     plan_file, data, out = files
-    done = meshwright("train", plan_file, "--data", data, "--out", out, "--ledger", "--json")
+    trace = out.parent / "step.json"
+    done = meshwright("train", plan_file, "--data", data, "--out", out, "--ledger", "--json", "--trace", trace)
     assert done.code == 0, done.err
     document = json.loads(done.out)
+    assert document["overlap"]["step"] == 2
+    assert set(document["overlap"]["axes"]) == {"dp", "tp"}
+    assert {e["pid"] for e in json.loads(trace.read_text())["traceEvents"]} == {0, 1, 2, 3}
     assert len(document["losses"]) == 2
     assert document["ledger"]["agrees"] is True
     assert {line["axis"] for line in document["ledger"]["lines"]} == {"dp", "tp"}
@@ -79,6 +83,8 @@ def test_a_ledger_that_differs_is_the_answer_no(
         ({}, ["--weights", "nowhere"], "neither model.safetensors"),
         ({}, ["--data", "nowhere"], "no such file or folder"),
         ({}, ["--steps", "0"], "steps"),
+        ({}, ["--trace-step", "2"], "give --trace FILE too"),
+        ({}, ["--trace", "step.json", "--trace-step", "3"], "this run does steps 1 to 2"),
         ({"training": {"learning_rate": -1.0}}, [], "learning_rate"),
         ({"model": {"name": "t", "config": {"model_type": "bert"}}}, [], "bert"),
     ],

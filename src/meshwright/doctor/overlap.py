@@ -117,10 +117,11 @@ def _keyed(timeline: RankTimeline) -> list[tuple[Key, TimedCall]]:
     counts: dict[tuple[tuple[int, ...], int, int], int] = {}
     found: list[tuple[Key, TimedCall]] = []
     for call in timeline.calls:
-        ends = (-1, -1)
+        sender = receiver = -1
         if call.collective in MESSAGES:
-            ends = (timeline.rank, call.peer) if call.collective == "send" else (call.peer, timeline.rank)
-        channel = (call.ranks, *ends)
-        counts[channel] = number = counts.get(channel, -1) + 1
-        found.append(((*channel, number), call))
+            sends = call.collective == "send"
+            sender, receiver = (timeline.rank, call.peer) if sends else (call.peer, timeline.rank)
+        number = counts.get((call.ranks, sender, receiver), 0)
+        counts[call.ranks, sender, receiver] = number + 1
+        found.append(((call.ranks, sender, receiver, number), call))
     return found
