@@ -64,6 +64,16 @@ def test_predicted_traced_and_recorded_are_equal(case: Case) -> None:
     check(case)
 
 
+def test_the_load_balancing_loss_is_traced_as_predicted() -> None:
+    config = layout(tp=2, pp=2, ep=2, sequence_parallel=True, **FP32)
+    model = tiny("qwen3_moe", output_router_logits=True)
+    spec = ModelSpec.from_config(model.to_dict())
+    for traced in trace_ranks(DryJob(config, model, SEQ), range(config.world_size)):
+        assert "router balance" in {event.what for event in traced.events}
+        predicted = predicted_ledger(spec, Workload(seq=SEQ), config, traced.coordinate)
+        assert differences(predicted, traffic_of(traced.events)) == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW, ids=str)
 def test_predicted_traced_and_recorded_are_equal_on_more_layouts(case: Case) -> None:

@@ -71,6 +71,14 @@ EXPERTS: list[tuple[str, HybridParallelConfig]] = [
 ]
 
 
+BALANCING = {"output_router_logits": True}
+LOSSES: list[tuple[str, HybridParallelConfig]] = [
+    ("mixtral", layout(dp=2, pp=2, tp=2, ep=2, sequence_parallel=True, **FP32)),
+    ("qwen3_moe", layout(cp=2, pp=2, ep=2, **ZBV, **FP32)),
+    ("deepseek_v3", layout(pp=2, ep=1, **FP32)),  # its class adds no such loss
+]
+
+
 def record_a_step(
     model: Any, config: HybridParallelConfig, **options: Any
 ) -> tuple[int, RankPlace, tuple[TrafficEntry, ...]]:
@@ -125,6 +133,14 @@ def test_with_balanced_routing_the_ledger_of_experts_equals_the_predicted_one(
 ):
     model = tiny(family)
     for stage, place, entries in run_ranks(config.world_size, record_balanced, model, config):
+        assert lines(entries) == lines(predicted(model, config, stage, place))
+
+
+@pytest.mark.parametrize(("family", "config"), LOSSES)
+def test_the_load_balancing_loss_is_in_the_predicted_ledger(family: str, config: HybridParallelConfig):
+    model = tiny(family, **BALANCING)
+    for stage, place, entries in run_ranks(config.world_size, record_balanced, model, config):
+        assert any(e.what == "router balance" for e in entries) is (family != "deepseek_v3")
         assert lines(entries) == lines(predicted(model, config, stage, place))
 
 

@@ -3,7 +3,8 @@ phase and subject.
 
 In: model, workload, candidates with their stages. Out: `TrafficTerm`s, arrays over candidates and stages. It predicts
 exactly what meshwright's runtime does; docs/ledger.md states the conventions, ledger.py what the bytes of a call are.
-The terms of each axis are in cost.traffic_layers (inside layers), cost.traffic_state (parameters and gradients).
+The terms of each axis are in cost.traffic_layers (inside layers), cost.traffic_state (parameters and gradients),
+cost.traffic_balance (the load-balancing loss).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from meshwright.cost.candidates import Candidates, UnitKeys, unit_keys
 from meshwright.cost.stages import Stages, every_stage
+from meshwright.cost.traffic_balance import balance_terms
 from meshwright.cost.traffic_layers import layer_terms
 from meshwright.cost.traffic_state import state_terms
 from meshwright.cost.traffic_term import RankPlace, Scene, TrafficTerm, scene
@@ -34,7 +36,7 @@ def training_traffic(
     """Every line of the ledger for every candidate and stage; lines that no candidate has are left out. Exact to the
     byte for the rank at `place` of a stage; without one, rows are spread evenly over shards."""
     x = scene(model, workload, candidates, stages, keys, place)
-    terms = [*layer_terms(x), *pipeline_terms(x), *state_terms(x)]
+    terms = [*layer_terms(x), *pipeline_terms(x), *state_terms(x), *balance_terms(x)]
     return tuple(t for t in terms if t.used)
 
 

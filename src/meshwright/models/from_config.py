@@ -16,13 +16,16 @@ from meshwright.errors import InputError, suggestion
 from meshwright.models.families.registry import FAMILIES
 from meshwright.models.fields import Fields, shown
 from meshwright.models.quantization import quantised
-from meshwright.models.spec import ModelSpec
+from meshwright.models.spec import ModelSpec, MoeMlp
 
 LARGEST_FILE_BYTES = 16 * 2**20
 """Configs are a few KB; a bigger file is not one."""
 
 MOST_PARAMETERS = 10**15
 """More than this is taken for a mistake (and would overflow sums of 64-bit counts)."""
+
+NO_BALANCE_LOSS = ("deepseek_v2", "deepseek_v3")
+"""Families whose transformers class adds no load-balancing loss, whatever the config says."""
 
 DTYPE_BITS = {"float64": 64, "float32": 32, "float": 32, "float16": 16, "half": 16, "bfloat16": 16, "auto": 16} | {
     "float8_e4m3fn": 8,
@@ -101,6 +104,9 @@ def _from_values(values: object, name: str | None, label: str) -> ModelSpec:
         near = suggestion(family, FAMILIES) or f" (known: {', '.join(sorted(FAMILIES))})"
         raise fields.error(f"unknown model_type {shown(family)}{near}")
     spec = replace(recipe(fields), name=name or family, source=label, dtype_bits=_dtype_bits(fields))
+    if fields.values.get("output_router_logits") is True and family not in NO_BALANCE_LOSS:
+        routed = [kind.mlp.experts for kind in spec.kinds if isinstance(kind.mlp, MoeMlp)]
+        spec = replace(spec, balanced_experts=max(routed, default=0))
     if spec.parameters > MOST_PARAMETERS:
         raise fields.error(f"its sizes make {spec.parameters:.2g} parameters; at most {MOST_PARAMETERS:.0g} are read")
     return quantised(spec, fields)

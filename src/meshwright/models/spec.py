@@ -201,6 +201,7 @@ class ModelSpec:
     weight_bits: float | None = None  # of quantised checkpoints (average over quantised tensors)
     source: str = ""
     dtype_bits: int = 16  # of the tensors that are not quantised, as the config's dtype says
+    balanced_experts: int = 0  # experts of the load-balancing loss that the config adds in training (0: it adds none)
 
     @classmethod
     def from_config(cls, config: str | PathLike[str] | dict[str, object]) -> ModelSpec:

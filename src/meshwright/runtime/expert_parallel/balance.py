@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from meshwright.ledger import Phase
+from meshwright.models.from_config import NO_BALANCE_LOSS
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.families import expert_count, family_of
 from meshwright.runtime.process_groups import AxisGroup
@@ -25,15 +26,13 @@ from meshwright.runtime.tensor_parallel.cross_entropy import at_least_fp32
 from meshwright.schedules.actions import Action, ActionKind
 
 BALANCE = "router balance"
-HAVE_NONE = ("deepseek_v2", "deepseek_v3")
-"""Families whose ForCausalLM adds no such loss, whatever the config says."""
 
 
 def has_balance_loss(model_config: Any) -> bool:
     return (
         bool(expert_count(model_config, family_of(model_config)))
         and bool(getattr(model_config, "output_router_logits", False))
-        and model_config.model_type not in HAVE_NONE
+        and model_config.model_type not in NO_BALANCE_LOSS
     )
 
 
