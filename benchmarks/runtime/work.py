@@ -113,6 +113,10 @@ LAYOUTS = {
     "dp2-zero2": Layout("llama", plan(dp=2, micro_batch=4, zero=2), peers=("deepspeed-zero2",)),
     "dp2-zero3": Layout("llama", plan(dp=2, micro_batch=4, zero=3), peers=("deepspeed-zero3",)),
     "tp2-pp2-dp2": Layout("llama", plan(tp=2, pp=2, dp=2, micro_batch=1, layer_split=SPLIT), CPU_LIMIT_8_RANKS),
+    # half the calls of the above, a larger bubble: CPU seconds do not see the latter
+    "tp2-pp2-dp2-2-microbatches": Layout(
+        "llama", plan(tp=2, pp=2, dp=2, micro_batch=2, layer_split=SPLIT), CPU_LIMIT_8_RANKS
+    ),
     "ep2": Layout("mixtral", plan(dp=2, ep=2, micro_batch=4)),
     "cp2": Layout("llama at 2048", plan(cp=2, global_batch=2, micro_batch=2)),
 }
