@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from tools.accuracy.spread import quantiles, spread_toml
+from tools.accuracy.spread import Coverage, quantiles, spread_toml
 
 from meshwright.validation.scored import Group, Pair, ScoredRow
 
@@ -33,3 +33,21 @@ def test_the_file_holds_slower_steps_where_rates_were_lower() -> None:
     assert read["step"]["dense"]["known"] == pytest.approx([1.25, 1.25])
     assert read["step"]["moe"]["unknown"] == pytest.approx([2.0, 2.0])
     assert read["memory"]["all"] == pytest.approx([0.8, 0.8])
+
+
+def test_a_family_does_not_vouch_for_itself() -> None:
+    rows = [row(family, 1.0) for family in "abcde" for _ in range(40)]
+    ratios = [1.0 + (i % 40) / 400 for i in range(160)] + [3.0] * 40
+    found = Coverage.of(rows, ratios)
+    assert found.inside > 0.8
+    assert found.inside_of_others == pytest.approx(found.runs_inside_of_others)  # families of one size
+    assert found.runs_inside_of_others < 0.75
+    with pytest.raises(ValueError, match="needs others"):
+        Coverage.of(rows[:40], ratios[:40])
+
+
+def test_ranges_count_the_runs_whose_settings_are_partly_unknown() -> None:
+    seen = [row("f", 1.0, tier="A")] * 5 + [row("g", 0.25, tier="B")] * 5
+    every = [*seen, *[row("g", 0.8, "moe", "B")] * 5]
+    read = tomllib.loads(spread_toml({"cross-validated": every, "leave one family out": every}, every))
+    assert read["step"]["dense"]["known"] == pytest.approx([1.0, 4.0])

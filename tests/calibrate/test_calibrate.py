@@ -13,7 +13,7 @@ from tools.calibrate.crossval import folds, left_out
 from tools.calibrate.parameters import RANGES, Constants, Parameter, current
 from tools.calibrate.problem import Case, Problem, groups
 from tools.calibrate.relevant import relevant
-from tools.calibrate.solve import STEP, solve
+from tools.calibrate.solve import STEP, jacobian, solve
 from tools.calibrate.write import SENSITIVE, fitted_toml
 
 from meshwright.cost.stack import stack_for
@@ -117,3 +117,19 @@ def test_the_written_file_holds_every_value_with_its_evidence() -> None:
     moved_rows = np.abs(problem.residuals(further) - solution.residuals) > SENSITIVE * STEP
     assert 12 <= moved_rows.sum() <= 24
     assert f"{moved_rows.sum()} rows" in read["evidence"]["stack"]["megatron-core"]["elementwise_passes"]
+
+
+def test_a_constant_at_its_upper_bound_is_written_as_found() -> None:
+    parameters = [Parameter("device", "hopper", "k_half")]
+    highest = parameters[0].range.high
+    made = Problem(groups(cases()), np.ones(24), np.ones(24))
+    further = np.array([np.log(highest) + 0.5])
+    seconds = np.exp(made.residuals(Constants.of(parameters, further)))
+    problem = replace(made, measured_s=seconds)
+    prior = np.array([parameters[0].inward(current(parameters[0]))])
+    found = solve(problem, parameters, prior, prior, np.full(24, 0.001), iterations=12)
+    assert found.free[0] == pytest.approx(np.log(highest), abs=1e-3)
+    assert np.abs(jacobian(problem, parameters, found.free, found.residuals)).max() > SENSITIVE
+    assert tomllib.loads(fitted_toml(parameters, found, 24))["device"]["hopper"]["k_half"] == pytest.approx(
+        highest, rel=1e-3
+    )

@@ -16,6 +16,7 @@ from meshwright.cost.gemm import Gemm
 from meshwright.cost.stack import Stack, stack_for
 from meshwright.cost.workload import Workload
 from meshwright.errors import InputError
+from meshwright.hardware.catalogue import builtin
 from meshwright.hardware.load import accelerator
 from meshwright.layout.config import HybridParallelConfig, Precision, Recompute
 from meshwright.models.from_config import spec_from_config
@@ -126,3 +127,15 @@ def test_a_layer_of_22b_takes_the_published_time() -> None:
     layer, _ = times(config, Workload(2048, flash_attention=False, dropout=True))
     assert layer.forward[0, 0] == pytest.approx(6.1e-3, rel=0.2)
     assert layer.backward[0, 0] == pytest.approx(10.3e-3, rel=0.3)
+
+
+def test_a_generation_without_runs_of_its_own_reaches_what_the_one_before_it_did() -> None:
+    before, refined = device_for("cdna3"), device_for("cdna4")
+    assert refined.name == "cdna4"
+    assert (refined.gemm, refined.gemm_fp8, refined.attention) == (before.gemm, before.gemm_fp8, before.attention)
+    assert device_for("blackwell-ultra", fitted=False).gemm == device_for("blackwell", fitted=False).gemm
+
+
+def test_every_catalogued_architecture_has_constants_of_its_own() -> None:
+    used = {chip.architecture for chip in builtin().accelerators.values()}
+    assert {architecture for architecture in used if device_for(architecture).name != architecture} == set()

@@ -20,6 +20,7 @@ from tools.accuracy.scores import (
     sweep_cells,
     table,
 )
+from tools.accuracy.spread import coverages
 from tools.accuracy.svg import scatter
 from tools.accuracy.training import FITS, FOLDS
 
@@ -189,7 +190,28 @@ def _training(evidence: Evidence) -> list[str]:
         _families(evidence),
         *_carriers(evidence),
         *_ceiling(evidence),
+        *_ranges(evidence),
     ]
+
+
+def _ranges(evidence: Evidence) -> list[str]:
+    """Whether as many runs lie in the ranges of estimates as are said to."""
+    memory = [row for row in evidence.report.scored if row.memory is not None]
+    lines = [
+        [name, str(c.n), f"{c.range[0]:.2f} to {c.range[1]:.2f}", percent(c.inside), percent(c.inside_of_others),
+         percent(c.runs_inside_of_others)]
+        for name, c in coverages(evidence.training, memory).items()
+    ]  # fmt: skip
+    return [
+        "## Ranges of estimates",
+        "What an estimate's range is worth (`cost/data/spread.toml`): the predicted value times these shares, between "
+        "which four of five published runs of tiers A and B lie. *Known*: devices and software with published runs; "
+        "*unknown*: where matrix products, attention, memory bandwidth or element-wise work are assumed. *Others*: a "
+        "run counts as inside where the range that the other families alone set holds it. A family weighs by the root "
+        "of its rows, in the last column by its rows.",
+        markdown(["range of", "n", "share of the predicted", "inside", "inside, others", "inside, others, run by run"],
+                 lines),
+    ]  # fmt: skip
 
 
 def _families(evidence: Evidence) -> str:

@@ -62,7 +62,7 @@ STACK_RANGES: dict[str, Range] = {
     "pipelined_tp_host_s": Range(1e-5, 0.02, log=True, prior_sigma=1.0),
     "message_stall_s": Range(0.05, 5.0, log=True, prior_sigma=1.0),
     "stall_s": Range(0.05, 5.0, log=True, prior_sigma=1.0),
-    "step_host_s": Range(1e-4, 1.0, log=True, prior_sigma=1.5),
+    "step_host_s": Range(1e-4, 0.3, log=True, prior_sigma=0.5),
     "microbatch_host_s": Range(1e-5, 0.05, log=True, prior_sigma=1.5),
     "dp_overlap": Range(0.01, 0.995),
     "ddp_overlap": Range(0.01, 0.995),
@@ -103,6 +103,15 @@ class Parameter:
     @property
     def label(self) -> str:
         return f"{self.kind}.{self.owner}.{self.field}"
+
+    @property
+    def lowest(self) -> float:
+        """The free scale's own end: a share nears its bounds without an end."""
+        return float(np.log(self.range.low)) if self.range.log else -np.inf
+
+    @property
+    def highest(self) -> float:
+        return float(np.log(self.range.high)) if self.range.log else np.inf
 
     def inward(self, value: float, margin: float = 0.03) -> float:
         """From the constant to the free scale. A share keeps `margin` of its range from the bounds, where the scale is

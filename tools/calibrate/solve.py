@@ -44,12 +44,21 @@ def prior_cost(free: FloatArray, prior: FloatArray, sigma: FloatArray) -> float:
 
 
 def jacobian(problem: Problem, parameters: Sequence[Parameter], free: FloatArray, base: FloatArray) -> FloatArray:
+    """Slopes of the residuals. A constant at its upper bound is moved inwards: outwards nothing would change, and the
+    rows would seem to say nothing about it."""
     columns: list[FloatArray] = []
     for index, parameter in enumerate(parameters):
         moved = free.copy()
-        moved[index] += STEP
-        columns.append((problem.residuals(Constants.of(parameters, moved), parameter, base) - base) / STEP)
+        step = STEP if free[index] + STEP <= parameter.highest else -STEP
+        moved[index] += step
+        columns.append((problem.residuals(Constants.of(parameters, moved), parameter, base) - base) / step)
     return np.stack(columns, axis=1)
+
+
+def within(parameters: Sequence[Parameter], free: FloatArray) -> FloatArray:
+    """The vector held inside the bounds of its constants."""
+    low, high = (np.array([getattr(p, end) for p in parameters]) for end in ("lowest", "highest"))
+    return np.clip(free, low, high)
 
 
 def solve(
@@ -63,7 +72,7 @@ def solve(
 ) -> Solution:
     """Minimise from `start`, pulled to `prior`."""
     sigma = np.array([p.range.prior_sigma for p in parameters])
-    free = start.copy()
+    free = within(parameters, start)
     base = problem.residuals(Constants.of(parameters, free))
     cost = loss(base, problem.weight, scale) + prior_cost(free, prior, sigma)
     damping = 1.0
@@ -71,7 +80,8 @@ def solve(
     for turn in range(iterations):
         improved = False
         for _ in range(5):
-            trial = free + gauss_newton(slope, base, problem.weight, scale, free, prior, sigma, damping)
+            step = gauss_newton(slope, base, problem.weight, scale, free, prior, sigma, damping)
+            trial = within(parameters, free + step)
             residuals = problem.residuals(Constants.of(parameters, trial))
             found = loss(residuals, problem.weight, scale) + prior_cost(trial, prior, sigma)
             if found < cost:

@@ -62,12 +62,20 @@ def _traits(name: str) -> dict[str, Any]:
     return {**merged, "attention": attention} if attention else merged
 
 
+def _fitted(name: str) -> dict[str, float]:
+    """What a fit found for an architecture, over what it found for the one it refines: a generation without runs of its
+    own reaches what the one before it reached. The generic table is no generation."""
+    base = _tables()[name].get("base", "generic")
+    before = {} if base == "generic" else _fitted(base)
+    return {**before, **fitted_values("device", name)}
+
+
 @cache
 def device_for(architecture: str, fitted: bool = True) -> Device:
     """The constants of an architecture, fitted ones over assumed; the generic ones where the file has no entry."""
     name = architecture if architecture in _tables() and architecture != "network" else "generic"
     traits = _traits(name)
-    found = fitted_values("device", name) if fitted else {}
+    found = _fitted(name) if fitted else {}
     kernels = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("attention.")}
     traits |= {key: value for key, value in found.items() if not key.startswith("attention.")}
     if kernels:
