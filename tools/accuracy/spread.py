@@ -75,8 +75,8 @@ class Coverage:
         low, high = quantiles(rows, ratios)
         others = np.zeros(len(rows), dtype=np.bool_)
         for name in np.unique(families):
-            rest = np.flatnonzero(families != name)
-            if not len(rest):
+            rest = np.flatnonzero(families != name).tolist()
+            if not rest:
                 raise ValueError(f"no family but {name}: a range needs others")
             least, most = quantiles([rows[i] for i in rest], measured[rest].tolist())
             out = families == name
