@@ -16,13 +16,14 @@ from tools.memory_matrix import MATRIX, MemoryCase
 from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
 from meshwright.dryrun.job import DryJob
+from meshwright.dryrun.memory_verdict import TOLERANCE, beside_state
 from meshwright.dryrun.proof import trace_ranks
 from meshwright.dryrun.roles import distinct_ranks
 from meshwright.dryrun.tracker import STATE
 from meshwright.ledger import MemoryKind
 from meshwright.models import ModelSpec
 
-WORST, MEDIAN = 0.03, 0.01
+WORST, MEDIAN = TOLERANCE, 0.01
 """Limits of the relative difference of the peak beside state."""
 
 
@@ -55,9 +56,10 @@ def measured(case: MemoryCase) -> list[RankMemory]:
         predicted = predicted_memory(spec, Workload(seq=case.seq), case.config, trace.coordinate["pp"])
         peak = trace.memory.working
         state = {kind: (predicted.get(kind, 0), trace.memory.largest.get(kind, 0)) for kind in STATE}
-        beside = sum(nbytes for kind, nbytes in predicted.items() if kind not in STATE)
         where = f"{peak.action} {peak.module}".strip()
-        found.append(RankMemory(case.name, trace.coordinate["pp"], state, (beside, peak.working_bytes), where))
+        found.append(
+            RankMemory(case.name, trace.coordinate["pp"], state, (beside_state(predicted), peak.working_bytes), where)
+        )
     return found
 
 

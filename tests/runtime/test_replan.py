@@ -35,10 +35,18 @@ def test_the_ranks_left_get_a_layout_of_their_number_and_everything_else_stays(r
     assert after.parallel.world_size == after.load_cluster().gpus == ranks
     assert after.parallel.global_batch == before.parallel.global_batch
     assert after.parallel.cp == 1
-    assert after.parallel.schedule in (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED)
+    assert after.parallel.schedule is not Schedule.GPIPE
     assert (after.model, after.workload, after.training) == (before.model, before.workload, before.training)
     assert f"the plan has 64 ranks, {ranks} were started" in line
     assert len(line.splitlines()) == 1
+
+
+def test_schedules_with_a_split_backward_pass_are_chosen_where_they_are_faster():
+    config = HybridParallelConfig(dp=4, tp=8, pp=4, zero=1, sequence_parallel=True, global_batch=128)
+    before = Plan.from_parts("llama-3.1-70b", config, TrainingWorkload(seq=8192), "h100-sxm")
+    after, line = replanned(before, 96)
+    assert after.parallel.schedule in (Schedule.ZB_H1, Schedule.ZBV, Schedule.DUALPIPEV)
+    assert f", {after.parallel.schedule.value}, " in line
 
 
 def test_a_model_with_experts_keeps_its_micro_batch_and_gets_no_stages():

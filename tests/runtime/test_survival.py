@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +31,36 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_unbroken_losses(tmp_
     assert len(survived) == 24
     assert survived[24] < survived[1]
     assert survival.difference(unbroken, survived) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_torchelastic_restarts_a_job_that_lost_a_rank_and_the_losses_are_the_unbroken_ones(tmp_path: Path, seed: int):
+    drawn, steps = random.Random(seed), 24
+    job = survival.Job(tmp_path, text(tmp_path), steps, 1, {"tp2 dp2": {"tp": 2, "dp": 2, "zero": 1}}, 4, 16)
+    unbroken, out = survival.finish(job, "tp2 dp2", tmp_path / "unbroken"), tmp_path / "killed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    command += ["--max-restarts", "2", "-m", "meshwright", "train", str(job.plan("tp2 dp2")), "--data", str(job.data)]
+    command += ["--out", str(out), "--checkpoint-every", "1", "--keep", "100", "--watchdog", "30"]
+    with (tmp_path / "log").open("wb") as log:
+        torchrun = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            after = drawn.randint(2, 12)
+            until = time.monotonic() + 200
+            while max(survival.losses_of(out), default=0) < after:
+                alive = torchrun.poll() is None and time.monotonic() < until
+                assert alive, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+            time.sleep(drawn.uniform(0.0, 0.3))
+            os.kill(survival.children(torchrun.pid)[drawn.randrange(4)], signal.SIGKILL)
+            assert torchrun.wait(200) == 0, (tmp_path / "log").read_text()
+        finally:
+            if torchrun.poll() is None:
+                torchrun.terminate()
+    starts = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines() if '"kind": "run"' in line]
+    assert len(starts) == 2
+    assert int(Path(starts[1]["resumed_from"]).name.removeprefix("step-")) >= after - 1
+    assert survival.difference(unbroken, survival.losses_of(out)) == 0
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_the_reason(tmp_path: Path):

@@ -44,8 +44,8 @@ def runnable(model: ModelSpec, old: HybridParallelConfig) -> Constraints:
     """What the search may choose from, so that the runtime surely runs it and the training stays the same.
 
     Context parallel and selective recompute depend on the model's attention and dropout: only where the plan had them.
-    Schedules with a split backward pass are not searched. A model with experts
-    balances over a microbatch: it keeps its size, and gets stages only where it had them.
+    Of schedules only GPipe is left out: 1F1B does the same with fewer microbatches held. A model with experts balances
+    over a microbatch: it keeps its size, and gets stages only where it had them.
     """
     experts = any(isinstance(kind.mlp, MoeMlp) for kind in model.kinds)
     return Constraints(
@@ -53,7 +53,7 @@ def runnable(model: ModelSpec, old: HybridParallelConfig) -> Constraints:
         pp=(1,) if experts and old.pp == 1 else None,
         micro_batch=(old.micro_batch,) if experts else None,
         recompute=tuple(r for r in Recompute if r is not Recompute.SELECTIVE or r is old.recompute),
-        schedule=(Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED),
+        runs=tuple(s for s in Schedule if s is not Schedule.GPIPE),
         precision=old.precision,
     )
 
@@ -69,8 +69,9 @@ def _cluster(plan: Plan, ranks: int) -> Cluster:
 
 
 def layout_words(config: HybridParallelConfig) -> str:
-    """'dp 2 x tp 2, ZeRO-1, micro batch 4'."""
+    """'dp 2 x tp 2, ZeRO-1, micro batch 4'; of a pipeline the schedule too, where it is another than 1F1B."""
     axes = " x ".join(f"{a} {n}" for a in ("dp", "pp", "cp", "tp", "ep") if (n := getattr(config, a)) > 1) or "one rank"
     zero = f", ZeRO-{config.zero}" if config.zero else ""
     recompute = "" if config.recompute is Recompute.NONE else f", recompute {config.recompute.value}"
-    return f"{axes}{zero}{recompute}, micro batch {config.micro_batch}"
+    schedule = "" if config.pp == 1 or config.schedule is Schedule.ONE_F_ONE_B else f", {config.schedule.value}"
+    return f"{axes}{schedule}{zero}{recompute}, micro batch {config.micro_batch}"

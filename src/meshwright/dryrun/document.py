@@ -39,6 +39,8 @@ def _rank(proof: RankProof) -> dict[str, Any]:
         "memory": {
             "predicted": {str(k): n for k, n in proof.predicted_memory.items()},
             "traced": {str(k): n for k, n in memory.largest.items()},
+            "differences": [asdict(d) for d in proof.memory_differences],
+            "peak_judged": proof.peak_judged,
             "peak": _peak(memory.peak),
             "peak_without_state": _peak(memory.working) | {"total_bytes": memory.working.working_bytes},
         },

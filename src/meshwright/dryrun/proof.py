@@ -1,4 +1,4 @@
-"""The proof of a plan: chosen ranks traced side by side, ledgers compared, and the whole job shown not to hang.
+"""The proof of a plan: chosen ranks traced, their ledgers and memory compared, and the whole job shown not to hang.
 
 In: a plan's parts and which ranks to run. Out: a `Proof`. The job is shown free of hangs on one rank of every stage
 (and of every other role): ranks of a stage run one program, so that they arrive at their common collectives together,
@@ -14,12 +14,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from time import perf_counter
 
+from meshwright.cost.program.memory import written_down
 from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
 from meshwright.dryrun.compare import Difference, differences, predicted_ledger
 from meshwright.dryrun.compose import Composer, CompositionError
 from meshwright.dryrun.job import DryJob, RankTrace, trace_rank
 from meshwright.dryrun.match import Finding, unmatched
+from meshwright.dryrun.memory_verdict import MemoryDifference, memory_differences
 from meshwright.dryrun.progress import stuck
 from meshwright.dryrun.roles import stage_contents
 from meshwright.dryrun.trace import Event, traffic_of
@@ -33,17 +35,20 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RankProof:
-    """One rank: its trace, the ledger that the cost model predicts for it, and the lines that differ."""
+    """One rank: its trace, the ledger and the memory that the cost model predicts for it, and what differs.
+    `peak_judged`: beside state also the peak counts for the verdict (memory_verdict.py)."""
 
     trace: RankTrace
     predicted: tuple[TrafficEntry, ...]
     traced: tuple[TrafficEntry, ...]
     differences: tuple[Difference, ...]
     predicted_memory: dict[MemoryKind, int]
+    memory_differences: tuple[MemoryDifference, ...]
+    peak_judged: bool
 
     @property
     def agrees(self) -> bool:
-        return not self.differences
+        return not self.differences and not self.memory_differences
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ def _compared(job: DryJob, model: ModelSpec, workload: Workload, trace: RankTrac
     predicted = predicted_ledger(model, workload, job.config, trace.coordinate)
     traced = traffic_of(trace.events)
     memory = predicted_memory(model, workload, job.config, trace.coordinate["pp"])
-    return RankProof(trace, predicted, traced, differences(predicted, traced), memory)
+    judged = written_down(model)
+    differ = memory_differences(memory, trace.memory, judged)
+    return RankProof(trace, predicted, traced, differences(predicted, traced), memory, differ, judged)
 
 
 def trace_ranks(job: DryJob, ranks: Sequence[int], progress: Progress | None = None) -> tuple[RankTrace, ...]:

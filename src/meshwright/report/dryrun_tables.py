@@ -34,7 +34,7 @@ def _rank(rank: dict[str, Any]) -> list[str]:
     at = " ".join(f"{axis} {n}" for axis, n in rank["coordinate"].items())
     calls = sum(line["calls"] for line in rank["traced"])
     total = sum(line["total_bytes"] for line in rank["traced"])
-    verdict = "equal to the cost model's ledger" if rank["agrees"] else "DIFFERS from the cost model's ledger"
+    verdict = "DIFFERS from the cost model's ledger" if rank["differences"] else "equal to the cost model's ledger"
     lines = [
         f"rank {rank['rank']} ({at}), {seconds(rank['seconds'])}: {calls:,} collectives of {size(total)} in "
         f"{len(rank['traced'])} lines, {verdict}"
@@ -51,7 +51,17 @@ def _rank(rank: dict[str, Any]) -> list[str]:
     peak = memory["peak_without_state"]
     lines.append(f"  beside them at most {size(peak['total_bytes'])} traced, {size(working)} predicted{_when(peak)}")
     lines.append(f"  peak of all: {size(memory['peak']['total_bytes'])}{_when(memory['peak'])}")
+    lines += [f"  memory DIFFERS: {_memory_difference(d)}" for d in memory["differences"]]
+    if not memory["peak_judged"]:
+        lines.append(
+            "  the peak is no part of the verdict: this family's program is not written down in the cost model"
+        )
     return lines
+
+
+def _memory_difference(d: dict[str, Any]) -> str:
+    line = f"{d['what']}: {d['predicted']:,} bytes predicted, {d['traced']:,} traced"
+    return f"{line} ({d['predicted'] / d['traced'] - 1.0:+.1%})" if d["traced"] else line
 
 
 def _when(peak: dict[str, Any]) -> str:
@@ -82,10 +92,16 @@ def _course(curve: Curve, rank: int) -> str:
 
 
 def _verdict(document: dict[str, Any]) -> str:
+    ranks = document["ranks"]
     if document["agrees"]:
+        judged = all(r["memory"]["peak_judged"] for r in ranks)
         return (
             f"proved: ledgers equal to the call and the byte; {len(document['matched_ranks'])} traces match and come "
-            "to their end"
+            f"to their end; state equal to the byte{', peaks beside it within 3 %' if judged else ''}"
         )
-    wrong = sum(not r["agrees"] for r in document["ranks"])
-    return f"not proved: {wrong} of {len(document['ranks'])} ledgers differ, {len(document['hangs'])} findings of hangs"
+    traffic = sum(bool(r["differences"]) for r in ranks)
+    memory = sum(bool(r["memory"]["differences"]) for r in ranks)
+    return (
+        f"not proved: of {len(ranks)} ranks {traffic} differ in their ledger and {memory} in memory, "
+        f"{len(document['hangs'])} findings of hangs"
+    )

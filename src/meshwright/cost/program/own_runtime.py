@@ -59,8 +59,10 @@ def predicted_peak(model: ModelSpec, workload: Workload, config: HybridParallelC
 
 
 def _as_reduced(candidates: Candidates, config: HybridParallelConfig) -> Candidates:
-    """Where a step is one microbatch ZeRO-1 reduces gradients as they are made, and never holds them whole: its state
-    is that of ZeRO-2."""
+    """The ZeRO stage whose state the runtime holds: none where there is nobody to shard with. Where a step is one
+    microbatch ZeRO-1 reduces gradients as they are made, and never holds them whole: that of ZeRO-2."""
+    if (config.zero_shards or config.dp * config.cp) == 1:
+        return replace(candidates, zero=np.zeros_like(candidates.zero))
     if config.zero == 1 and config.num_microbatches == 1:
         return replace(candidates, zero=np.full_like(candidates.zero, 2))
     return candidates
