@@ -15,6 +15,7 @@ from meshwright.dryrun.job import DryJob, RankTrace, trace_here
 from meshwright.dryrun.match import unmatched
 from meshwright.dryrun.progress import stuck
 from meshwright.dryrun.proof import trace_ranks
+from meshwright.dryrun.roles import distinct_ranks
 from meshwright.dryrun.trace import traffic_of
 from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
 from meshwright.models import ModelSpec
@@ -72,6 +73,17 @@ def test_the_load_balancing_loss_is_traced_as_predicted() -> None:
         assert "router balance" in {event.what for event in traced.events}
         predicted = predicted_ledger(spec, Workload(seq=SEQ), config, traced.coordinate)
         assert differences(predicted, traffic_of(traced.events)) == ()
+
+
+def test_layers_of_which_every_second_is_recomputed_are_counted_by_their_place_in_the_model() -> None:
+    config = layout(tp=2, pp=3, recompute=Recompute.FULL, recompute_every=2, **FP32)
+    model = tiny(layers=9)
+    spec = ModelSpec.from_config(model.to_dict())
+    ranks = distinct_ranks(spec, config)
+    assert len(ranks) == 3
+    for trace in trace_ranks(DryJob(config, model, SEQ), ranks):  # of stages of three layers 2, 1 and 2 run again
+        predicted = predicted_ledger(spec, Workload(seq=SEQ), config, trace.coordinate)
+        assert differences(predicted, traffic_of(trace.events)) == ()
 
 
 @pytest.mark.slow

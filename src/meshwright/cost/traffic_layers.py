@@ -14,8 +14,10 @@ from meshwright.cost.candidates import RECOMPUTES, Candidates, FloatArray, IntAr
 from meshwright.cost.layers import attended_kv_heads
 from meshwright.cost.traffic_term import Scene, TrafficTerm
 from meshwright.layout.config import Recompute
+from meshwright.layout.split import layer_ranges
 from meshwright.ledger import Collective, Phase
 from meshwright.models.spec import Attention, LayerKind, LinearMixer, MoeMlp
+from meshwright.schedules.placement import chunks_of_stage, is_v_shaped
 
 FP32_BYTES = 4.0
 COUNT_BYTES = 8.0  # an int64 token count
@@ -34,9 +36,22 @@ def layer_terms(x: Scene) -> list[TrafficTerm]:
 
 
 def recomputed_share(x: Scene) -> FloatArray:
-    """The share of layers whose forward pass runs again [n]."""
+    """The share of a stage's layers of each kind whose forward pass runs again: [n, 1, 1] spread evenly, and [n, S, K]
+    of a rank's own place, whose layers are counted by their index in the model."""
     full = x.candidates.recompute == RECOMPUTES.index(Recompute.FULL)
-    return np.where(full, 1.0 / x.candidates.recompute_every, 0.0)
+    even = np.where(full, 1.0 / x.candidates.recompute_every, 0.0)[:, None, None]
+    if x.place is None or not (full & (x.candidates.recompute_every > 1)).any():
+        return even
+    share = np.broadcast_to(even, x.stages.layers.shape).copy()
+    for row in np.flatnonzero(full):
+        config = x.candidates.config(int(row))
+        ranges = layer_ranges(config, x.model.num_layers)
+        for role, stage in enumerate(x.stages.index[row].tolist()):
+            own = chunks_of_stage(stage, config.pp, config.vpp, is_v_shaped(config.schedule))
+            again = [x.model.pattern[i] for c in own for i in ranges[c] if i % config.recompute_every == 0]
+            counts = np.bincount(np.array(again, dtype=np.int64), minlength=share.shape[2])
+            share[row, role] = counts / np.maximum(x.stages.layers[row, role], 1)
+    return share
 
 
 def entered_blocks(kind: LayerKind) -> int:
@@ -61,9 +76,9 @@ def _block_terms(x: Scene) -> list[TrafficTerm]:
     m = x.microbatches[:, None]
     plain, sharded = np.where(c.sequence_parallel, 1, c.tp), np.where(c.sequence_parallel, c.tp, 1)
     blocks = x.layers_where([entered_blocks(k) for k in x.model.kinds]) * m
-    share = recomputed_share(x)[:, None]
-    inputs_again = blocks * share
-    outputs_again = x.layers_where([repeated_outputs(k) for k in x.model.kinds]) * m * share
+    repeated = x.stages.layers * recomputed_share(x) * m[:, :, None]
+    inputs_again = repeated @ np.array([entered_blocks(k) for k in x.model.kinds], dtype=np.float64)
+    outputs_again = repeated @ np.array([repeated_outputs(k) for k in x.model.kinds], dtype=np.float64)
     one = np.ones_like(c.tp)
 
     def term(collective: Collective, phase: Phase, what: str, size: IntArray, calls: FloatArray) -> TrafficTerm:
@@ -126,13 +141,15 @@ def _ring_terms(attention: Attention, x: Scene, layers: FloatArray, again: Float
     ]
 
 
-def _exchange_terms(attention: Attention, x: Scene, layers: FloatArray, again: FloatArray) -> list[TrafficTerm]:
+def _exchange_terms(
+    attention: Attention, x: Scene, layers: FloatArray, again: FloatArray, whole: FloatArray
+) -> list[TrafficTerm]:
     """Queries, keys and values are exchanged from tokens to heads, the output back, and all four gradients the other
-    way. Recomputing the core alone stops before the output is exchanged: no gradient needs it."""
+    way. Recomputing the core alone (counted in `again`, not in `whole`) stops before the output is exchanged: no
+    gradient needs it."""
     c = x.candidates
     ranks = np.where(c.heads_exchanged, c.cp, 1)
     heads, kv_heads = np.ceil(attention.heads / c.tp), attended_kv_heads(attention, c)
-    whole = recomputed_share(x)[:, None]
     terms: list[TrafficTerm] = []
     for elements in (heads * attention.qk_dim, kv_heads * attention.qk_dim, kv_heads * attention.v_dim):
         terms += _both_ways(x, "tokens to heads", ranks, layers, again, elements)
@@ -155,15 +172,17 @@ def _context_terms(x: Scene) -> list[TrafficTerm]:
     c = x.candidates
     m = x.microbatches[:, None]
     selective = (c.recompute == RECOMPUTES.index(Recompute.SELECTIVE)).astype(np.float64)
-    again = (recomputed_share(x) + selective)[:, None]
+    share = recomputed_share(x)
     exchange, ring = c.heads_exchanged.any(), not c.heads_exchanged.all()
     terms: list[TrafficTerm] = []
     gather = Collective.ALL_GATHER
     for k, kind in enumerate(x.model.kinds):
         layers = x.stages.layers[:, :, k] * m
+        whole = share[:, :, k if share.shape[2] > 1 else 0]
+        again = whole + selective[:, None]
         if isinstance(kind.mixer, Attention):
             terms += _ring_terms(kind.mixer, x, layers, again) if ring else []
-            terms += _exchange_terms(kind.mixer, x, layers, again) if exchange else []
+            terms += _exchange_terms(kind.mixer, x, layers, again, whole) if exchange else []
         elif isinstance(kind.mixer, LinearMixer):
             per_head = kind.mixer.key_dim * kind.mixer.value_dim * FP32_BYTES
             heads = np.ceil(kind.mixer.heads / c.tp.astype(np.float64))
@@ -202,18 +221,20 @@ def _expert_terms(x: Scene) -> list[TrafficTerm]:
     ranks gather each other's copies and scatter the sums; without sequence parallelism the outputs of all tp ranks are
     gathered. Balanced routing is assumed: the mean over ranks is exact, a single dropless rank may differ."""
     terms: list[TrafficTerm] = []
+    share = recomputed_share(x)
     for k, kind in enumerate(x.model.kinds):
         if isinstance(kind.mlp, MoeMlp):
-            terms += _moe_layer_terms(kind.mlp, x, x.stages.layers[:, :, k] * x.microbatches[:, None])
+            layers = x.stages.layers[:, :, k] * x.microbatches[:, None]
+            terms += _moe_layer_terms(kind.mlp, x, layers, share[:, :, k if share.shape[2] > 1 else 0])
     return terms
 
 
-def _moe_layer_terms(mlp: MoeMlp, x: Scene, layers: FloatArray) -> list[TrafficTerm]:
+def _moe_layer_terms(mlp: MoeMlp, x: Scene, layers: FloatArray, share: FloatArray) -> list[TrafficTerm]:
     c = x.candidates
     size = _routed(mlp, x)
-    again = layers * (1.0 + recomputed_share(x))[:, None]
+    again = layers * (1.0 + share)
     told = layers if x.workload.capacity_factor is None else np.zeros_like(layers)  # a capacity is known to all
-    told_again = told * recomputed_share(x)[:, None]
+    told_again = told * share
     # recomputation stops before the last collective, which is this one where no shared expert comes after it
     gathered_again = again - layers if mlp.shared_width else np.zeros_like(layers)
     one = np.ones_like(c.tp)

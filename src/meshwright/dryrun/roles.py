@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from meshwright.cost.program.chunk import layers_of
 from meshwright.errors import InputError
-from meshwright.layout.config import HybridParallelConfig
+from meshwright.layout.config import HybridParallelConfig, Recompute
 from meshwright.layout.grid import rank_layout
 from meshwright.layout.split import layer_ranges
 from meshwright.models.spec import ModelSpec
 from meshwright.schedules.placement import chunks_of_stage, is_v_shaped
 
-Contents = tuple[tuple[bool, bool, tuple[int, ...]], ...]
-"""Of every chunk of a stage: whether it is the first or the last of the model, and the kind of each of its layers."""
+Contents = tuple[tuple[bool, bool, tuple[tuple[int, bool], ...]], ...]
+"""Of every chunk of a stage: whether it is the first or the last of the model, and of each of its layers the kind and
+whether it is recomputed."""
 
 
 def stage_contents(model: ModelSpec, config: HybridParallelConfig, stage: int) -> Contents:
     """What a stage holds; stages with equal contents run the same code in another order."""
     ranges = layer_ranges(config, len(model.pattern))
     chunks = chunks_of_stage(stage, config.pp, config.vpp, is_v_shaped(config.schedule))
-    return tuple((c == 0, c == len(ranges) - 1, tuple(model.pattern[i] for i in ranges[c])) for c in chunks)
+    full = config.recompute_every if config.recompute is Recompute.FULL else None
+    return tuple((c == 0, c == len(ranges) - 1, layers_of(model.pattern, ranges[c], full)) for c in chunks)
 
 
 def distinct_ranks(model: ModelSpec, config: HybridParallelConfig) -> tuple[int, ...]:
