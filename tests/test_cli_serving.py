@@ -61,6 +61,19 @@ def test_targets_are_kept(meshwright: Callable[..., Any]) -> None:
     assert all(plan["time"]["tpot_s"] <= 0.030 * 1.0001 for plan in found["plans"])
 
 
+def test_the_number_of_sequences_that_keeps_a_target_reaches_the_plan_and_vllm(
+    meshwright: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Without it vLLM would run as many as its cache holds, and miss the target."""
+    file = tmp_path / "serve.yaml"
+    best = json.loads(meshwright(*JOB, "--tpot-ms", "30", "--json", "-o", file).out)["plans"][0]
+    again = json.loads(meshwright("estimate", file, "--json").out)
+    assert again == {key: value for key, value in best.items() if key != "reason"}
+    limit = meshwright("export", file, "--to", "vllm").out.split("--max-num-seqs ")[1].split()[0]
+    assert f"batch: {limit}\n" in file.read_text()
+    assert meshwright("estimate", file).out.count(f"KV cache of {limit} sequences") == 1
+
+
 def test_targets_that_nothing_keeps_are_a_no(meshwright: Callable[..., Any]) -> None:
     done = meshwright(*JOB, "--tpot-ms", "0.001")
     assert (done.code, done.err) == (1, "")

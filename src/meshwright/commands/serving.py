@@ -157,7 +157,7 @@ def plan_serving(question: ServingQuestion, out: Path | None, plot: bool, as_jso
         Plan.from_parts(
             question.model,
             best.config,
-            section,
+            _with_limit(section, best),
             section_of(question.cluster, machine),
             objective=objective.value,
             estimate=summary,
@@ -168,6 +168,14 @@ def plan_serving(question: ServingQuestion, out: Path | None, plot: bool, as_jso
         cache = predicted_cache(spec, machine, workload, found.best[0]) if found.best else None
         output.show(serving_report(job.heading, found, cache, plot))
     return 0 if found.best else 1
+
+
+def _with_limit(section: ServingSection, best: ServingEstimate) -> ServingSection:
+    """The section with the number of sequences that was priced, where that is less than memory has room for: an engine
+    fills its cache unless it is told, and would miss the target."""
+    if best.sequences >= best.max_sequences:
+        return section
+    return section.model_copy(update={"batch": best.sequences})
 
 
 def estimate_serving(plan: Plan, section: ServingSection, as_json: bool) -> int:
