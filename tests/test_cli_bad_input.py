@@ -62,6 +62,7 @@ WRONG: dict[str, list[str]] = {
     "no batch": [*PLAN, *ON, "--seq", "4096"],
     "an empty model": ["plan", "", *JOB],
     "an unknown model": ["plan", "llama-3.1-71b", *JOB],
+    "a plan for a model": ["plan", "examples/tiny-llama-2x2x2.yaml", *JOB],
     "an unknown model with a path": ["plan", "no/such/place/config.json", *JOB],
     "a model name with a null byte": ["plan", "llama\0", *JOB],
     "a very long model name": ["plan", "x" * 100_000, *JOB],

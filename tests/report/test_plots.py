@@ -24,6 +24,13 @@ def test_every_line_of_the_canvas_starts_at_the_same_margin() -> None:
     assert len({line.index("┤") for line in lines}) == 1
 
 
+def test_an_axis_that_starts_at_nothing_is_labelled_nothing() -> None:
+    """690.3 - 690.3 * 13 / 13 was printed as 1.14e-13."""
+    for top in (690.3, 648.7, 0.1 + 0.2):
+        text = plot([Series("s", [1, 2], [1.0, top])], x_label="x", y_label="y", y_from=0.0, height=14)
+        assert text.splitlines()[14].split()[0] == "0"
+
+
 def test_a_plot_without_finite_points_says_so() -> None:
     assert "no speed to plot" in plot([Series("s", [1.0], [math.inf])], x_label="x", y_label="speed")
 

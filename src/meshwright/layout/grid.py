@@ -213,7 +213,7 @@ def _megatron(config: HybridParallelConfig, order: str) -> RankLayout:
         if tokens.count(token) > 1:
             raise InputError(f"order {order!r} names {token} twice")
     for axis in dense_sizes:
-        size = max(dense_sizes[axis], expert_sizes[axis])
+        size = dense_sizes[axis] if dense_sizes[axis] > 1 else expert_sizes[axis]  # as it was typed, where it was
         if axis not in tokens:
             if size > 1:
                 raise InputError(f"order {order!r} does not place {axis}, whose size is {size}")

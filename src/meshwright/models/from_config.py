@@ -59,6 +59,8 @@ def read_config(path: Path) -> dict[str, object]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{_one_line(path)}: cannot be read ({type(error).__name__})") from error
+    if file.suffix in (".yaml", ".yml"):
+        raise InputError(f"{_one_line(file)}: looks like a plan; MODEL is a catalogue name, a config.json or a hub id")
     try:
         values: object = json.loads(text)
     except (ValueError, RecursionError) as error:

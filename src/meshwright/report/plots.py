@@ -100,7 +100,8 @@ def _frame(canvas: list[list[str]], axis: Axis) -> list[str]:
     """The canvas behind its y axis, labelled at five heights; every line starts with a margin of equal width."""
     last = len(canvas) - 1
     rows = {round(last * quarter / 4) for quarter in range(5)}
-    labels = {row: _tick(axis.high - (axis.high - axis.low) * row / max(last, 1)) for row in rows}
+    # from the low end, which is then exact: what subtraction leaves of zero is no label
+    labels = {row: _tick(axis.low + (axis.high - axis.low) * (last - row) / max(last, 1)) for row in rows}
     margin = max(len(label) for label in labels.values())
     lines = [f"{labels.get(row, ''):>{margin}} ┤{''.join(cells).rstrip()}" for row, cells in enumerate(canvas)]
     return [*lines, f"{'':>{margin}} └" + "─" * len(canvas[0])]
