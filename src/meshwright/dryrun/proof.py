@@ -85,7 +85,8 @@ def _compared(job: DryJob, model: ModelSpec, workload: Workload, trace: RankTrac
     traced = traffic_of(trace.events)
     memory = predicted_memory(model, workload, job.config, trace.coordinate["pp"])
     judged = written_down(model)
-    differ = memory_differences(memory, trace.memory, judged)
+    sharded = job.config.zero > 0 and (job.config.zero_shards or job.config.dp * job.config.cp) > 1
+    differ = memory_differences(memory, trace.memory, judged, sharded)
     return RankProof(trace, predicted, traced, differences(predicted, traced), memory, differ, judged)
 
 

@@ -97,7 +97,7 @@ def _verdict(document: dict[str, Any]) -> str:
         judged = all(r["memory"]["peak_judged"] for r in ranks)
         return (
             f"proved: ledgers equal to the call and the byte; {len(document['matched_ranks'])} traces match and come "
-            f"to their end; state equal to the byte{', peaks beside it within 3 %' if judged else ''}"
+            f"to their end; state as predicted{', peaks beside it within 3 %' if judged else ''}"
         )
     traffic = sum(bool(r["differences"]) for r in ranks)
     memory = sum(bool(r["memory"]["differences"]) for r in ranks)
