@@ -34,7 +34,7 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_unbroken_losses(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_torchelastic_restarts_a_job_that_lost_a_rank_and_the_losses_are_the_unbroken_ones(tmp_path: Path, seed: int):
     drawn, steps = random.Random(seed), 24
     job = survival.Job(tmp_path, text(tmp_path), steps, 1, {"tp2 dp2": {"tp": 2, "dp": 2, "zero": 1}}, 4, 16)
