@@ -44,8 +44,9 @@ class Stages:
     receives: IntArray
 
     def take(self, rows: IntArray) -> Stages:
-        """The roles of the chosen rows."""
-        return Stages(**{f.name: getattr(self, f.name).take(rows, axis=0) for f in fields(self)})
+        """The roles of the chosen rows, stage after stage in memory: there are few stages and many rows, and arithmetic
+        over long columns is several times as fast as over rows of four."""
+        return Stages(**{f.name: getattr(self, f.name).T.take(rows, axis=-1).T for f in fields(self)})
 
 
 @dataclass(frozen=True)
