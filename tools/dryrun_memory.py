@@ -15,6 +15,7 @@ from tools.memory_matrix import MATRIX, MemoryCase
 
 from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
+from meshwright.dryrun.compare import rank_place
 from meshwright.dryrun.job import DryJob
 from meshwright.dryrun.memory_verdict import TOLERANCE, beside_state
 from meshwright.dryrun.proof import trace_ranks
@@ -53,7 +54,8 @@ def measured(case: MemoryCase) -> list[RankMemory]:
     spec = ModelSpec.from_config(config.to_dict())
     found: list[RankMemory] = []
     for trace in trace_ranks(DryJob(case.config, config, case.seq), distinct_ranks(spec, case.config)):
-        predicted = predicted_memory(spec, Workload(seq=case.seq), case.config, trace.coordinate["pp"])
+        place = rank_place(case.config, trace.coordinate)
+        predicted = predicted_memory(spec, Workload(seq=case.seq), case.config, trace.coordinate["pp"], place)
         peak = trace.memory.working
         state = {kind: (predicted.get(kind, 0), trace.memory.largest.get(kind, 0)) for kind in STATE}
         where = f"{peak.action} {peak.module}".strip()

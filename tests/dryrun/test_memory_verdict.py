@@ -38,14 +38,7 @@ def test_state_agrees_to_the_byte_and_the_peak_to_three_percent(
     parameters: int, beside: int, judged: bool, wrong: list[str]
 ) -> None:
     predicted = {MemoryKind.PARAMETERS: parameters, MemoryKind.ACTIVATIONS: beside}
-    assert [d.what for d in memory_differences(predicted, TRACED, judged, sharded=False)] == wrong
-
-
-def test_state_that_is_sharded_may_be_padded() -> None:
-    traced = MemoryTrace(TRACED.largest | {MemoryKind.PARAMETERS: 1004}, TRACED.peak, TRACED.working, ())
-    for predicted, sharded, wrong in ((1000, True, []), (1000, False, ["parameters"]), (1005, True, ["parameters"])):
-        memory = {MemoryKind.PARAMETERS: predicted}
-        assert [d.what for d in memory_differences(memory, traced, False, sharded)] == wrong
+    assert [d.what for d in memory_differences(predicted, TRACED, judged)] == wrong
 
 
 def test_a_plan_whose_memory_is_not_what_the_model_says_is_not_proved(

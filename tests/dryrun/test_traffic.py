@@ -24,6 +24,10 @@ from meshwright.runtime.launch import Device, run_ranks
 FP32 = {"precision": Precision.FP32}
 
 
+LIVE_PEAK = 0.01
+"""How far a dry run's peaks may be from those of the same ranks under gloo."""
+
+
 @dataclass(frozen=True)
 class Case:
     config: HybridParallelConfig
@@ -52,8 +56,9 @@ def check(case: Case) -> None:
     assert len(recorded) == len(traced) == len(world)
     for dry, live in zip(traced, recorded, strict=True):
         assert dry.events == live.events  # order, shapes, groups, actions
-        assert dry.memory.peak.total_bytes == pytest.approx(live.memory.peak.total_bytes, rel=1e-3)
-        assert dry.memory.working.working_bytes == pytest.approx(live.memory.working.working_bytes, rel=1e-3)
+        # when gloo gives up a tensor depends on its threads: equal alone, seen 0.33 % apart at a load of 15
+        assert dry.memory.peak.total_bytes == pytest.approx(live.memory.peak.total_bytes, rel=LIVE_PEAK)
+        assert dry.memory.working.working_bytes == pytest.approx(live.memory.working.working_bytes, rel=LIVE_PEAK)
         predicted = predicted_ledger(spec, Workload(seq=SEQ), case.config, dry.coordinate)
         assert differences(predicted, traffic_of(dry.events)) == ()
     events = {t.rank: t.events for t in traced}

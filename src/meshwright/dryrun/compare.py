@@ -40,8 +40,13 @@ def predicted_ledger(
     model: ModelSpec, workload: Workload, config: HybridParallelConfig, at: Coordinate
 ) -> tuple[TrafficEntry, ...]:
     """What the cost model says of the rank at a coordinate."""
+    return rank_ledger(model, workload, config, at["pp"], rank_place(config, at))
+
+
+def rank_place(config: HybridParallelConfig, at: Coordinate) -> RankPlace:
+    """Which tp rank, and which shard of its state."""
     shard = (at["dp"] * config.cp + at["cp"]) % (config.zero_shards or config.dp * config.cp)
-    return rank_ledger(model, workload, config, at["pp"], RankPlace(at["tp"], shard))
+    return RankPlace(at["tp"], shard)
 
 
 def differences(predicted: Sequence[TrafficEntry], traced: Sequence[TrafficEntry]) -> tuple[Difference, ...]:

@@ -17,9 +17,6 @@ TOLERANCE = 0.03
 SMALL_BYTES = 1 << 20
 """Differences of the peak that say nothing: counters, indices and sums of a few tokens, which no term counts. The CUDA
 allocator hands memory out in pieces of twice this size."""
-PADDING = 0.005
-"""By how much state may be above the model's where FSDP2 shards it: it pads tensors whose rows its shards do not divide
-(a vocabulary of 128,256 over tp 8 and 128 shards: 126 rows each for 125.25), which the model does not count."""
 BESIDE_STATE = "peak beside state"
 
 
@@ -42,15 +39,12 @@ def beside_state(memory: Mapping[MemoryKind, int]) -> int:
 
 
 def memory_differences(
-    predicted: Mapping[MemoryKind, int], traced: MemoryTrace, judge_peak: bool, sharded: bool
+    predicted: Mapping[MemoryKind, int], traced: MemoryTrace, judge_peak: bool
 ) -> tuple[MemoryDifference, ...]:
     """`judge_peak`: the model's program is written down allocation by allocation (else its peak is a sum of terms of
-    other stacks, and is only shown). `sharded`: state is, by FSDP2."""
-    padding = PADDING if sharded else 0.0
+    other stacks, and is only shown)."""
     state = [(str(kind), predicted.get(kind, 0), traced.largest.get(kind, 0)) for kind in STATE]
-    found = [
-        MemoryDifference(*figures) for figures in state if not 0 <= figures[2] - figures[1] <= padding * figures[1]
-    ]
+    found = [MemoryDifference(*figures) for figures in state if figures[1] != figures[2]]
     ours, theirs = beside_state(predicted), traced.working.working_bytes
     if judge_peak and abs(ours - theirs) > max(TOLERANCE * theirs, SMALL_BYTES):
         found.append(MemoryDifference(BESIDE_STATE, ours, theirs))

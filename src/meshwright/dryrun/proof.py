@@ -17,7 +17,7 @@ from time import perf_counter
 from meshwright.cost.program.memory import written_down
 from meshwright.cost.program.own_runtime import predicted_memory
 from meshwright.cost.workload import Workload
-from meshwright.dryrun.compare import Difference, differences, predicted_ledger
+from meshwright.dryrun.compare import Difference, differences, predicted_ledger, rank_place
 from meshwright.dryrun.compose import Composer, CompositionError
 from meshwright.dryrun.job import DryJob, RankTrace, trace_rank
 from meshwright.dryrun.match import Finding, unmatched
@@ -83,10 +83,10 @@ def prove(
 def _compared(job: DryJob, model: ModelSpec, workload: Workload, trace: RankTrace) -> RankProof:
     predicted = predicted_ledger(model, workload, job.config, trace.coordinate)
     traced = traffic_of(trace.events)
-    memory = predicted_memory(model, workload, job.config, trace.coordinate["pp"])
+    place = rank_place(job.config, trace.coordinate)
+    memory = predicted_memory(model, workload, job.config, trace.coordinate["pp"], place)
     judged = written_down(model)
-    sharded = job.config.zero > 0 and (job.config.zero_shards or job.config.dp * job.config.cp) > 1
-    differ = memory_differences(memory, trace.memory, judged, sharded)
+    differ = memory_differences(memory, trace.memory, judged)
     return RankProof(trace, predicted, traced, differences(predicted, traced), memory, differ, judged)
 
 

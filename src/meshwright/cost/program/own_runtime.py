@@ -13,8 +13,10 @@ import numpy as np
 from meshwright.cost.candidates import Candidates, FloatArray, UnitKeys, unit_keys
 from meshwright.cost.memory import held_memory, live_memory
 from meshwright.cost.program.memory import program_memory, written_down
+from meshwright.cost.program.uneven_state import uneven_state
 from meshwright.cost.stack import Stack, stacks
 from meshwright.cost.stages import Stages, every_stage
+from meshwright.cost.traffic_term import RankPlace
 from meshwright.cost.workload import Optimizer, Workload
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.ledger import MemoryKind
@@ -35,9 +37,10 @@ def runtime_workload(workload: Workload, config: HybridParallelConfig) -> Worklo
 
 
 def predicted_memory(
-    model: ModelSpec, workload: Workload, config: HybridParallelConfig, stage: int
+    model: ModelSpec, workload: Workload, config: HybridParallelConfig, stage: int, place: RankPlace | None = None
 ) -> dict[MemoryKind, int]:
-    """Bytes by kind on a rank of a stage, without what a driver or an allocator holds."""
+    """Bytes by kind on a rank of a stage, without what a driver or an allocator holds. State is exact for the rank at
+    `place`; without one, rows are spread evenly over shards, on the fullest tp rank."""
     candidates = Candidates.from_configs([config])
     roles = every_stage(model, config)
     keys, stack = unit_keys(candidates), stacks()[OWN_STACK]
@@ -50,6 +53,9 @@ def predicted_memory(
         for kind, nbytes in terms.items():
             here = float(np.broadcast_to(nbytes, roles.index.shape)[0, stage])
             found[kind] = found.get(kind, 0) + round(here)
+    if place is not None:
+        for kind, nbytes in uneven_state(model, own, config, stage, place).items():
+            found[kind] = found.get(kind, 0) + nbytes
     return {kind: nbytes for kind, nbytes in found.items() if nbytes}
 
 
