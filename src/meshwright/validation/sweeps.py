@@ -73,4 +73,4 @@ def regret(measured: NDArray[np.float64], predicted: NDArray[np.float64]) -> flo
     """Share of the best measured speed that the predicted best gives away; where several are predicted alike, the mean
     of choosing any of them."""
     chosen = predicted >= predicted.max() * (1.0 - TIED)
-    return float(1.0 - measured[chosen].mean() / measured.max())
+    return float((1.0 - measured[chosen] / measured.max()).mean())
