@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_a_run_killed_at_every_kind_of_moment_ends_with_the_unbroken_losses(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.timeout(600)  # longer than the two limits inside, so that torchrun's log is what a failure shows
+@pytest.mark.parametrize("seed", [1, 2])
 def test_torchelastic_restarts_a_job_that_lost_a_rank_and_the_losses_are_the_unbroken_ones(tmp_path: Path, seed: int):
     drawn, steps = random.Random(seed), 24
     job = survival.Job(tmp_path, text(tmp_path), steps, 1, {"tp2 dp2": {"tp": 2, "dp": 2, "zero": 1}}, 4, 16)
@@ -53,10 +55,13 @@ def test_torchelastic_restarts_a_job_that_lost_a_rank_and_the_losses_are_the_unb
                 time.sleep(0.01)
             time.sleep(drawn.uniform(0.0, 0.3))
             os.kill(survival.children(torchrun.pid)[drawn.randrange(4)], signal.SIGKILL)
-            assert torchrun.wait(200) == 0, (tmp_path / "log").read_text()
+            with suppress(subprocess.TimeoutExpired):
+                torchrun.wait(200)
+            assert torchrun.returncode == 0, (tmp_path / "log").read_text()
         finally:
             if torchrun.poll() is None:
                 torchrun.terminate()
+                torchrun.wait(60)  # it ends its ranks, which are in sessions of their own
     starts = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines() if '"kind": "run"' in line]
     assert len(starts) == 2
     assert int(Path(starts[1]["resumed_from"]).name.removeprefix("step-")) >= after - 1
