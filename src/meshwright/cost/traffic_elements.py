@@ -12,10 +12,13 @@ from math import prod
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, FloatArray, IntArray
+from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
 from meshwright.cost.traffic_term import Scene
 from meshwright.models.counting import local_pieces, per_rank_elements
 from meshwright.models.spec import TensorSpec
+
+Count = Callable[[Sequence[TensorSpec], Scene], FloatArray]
+"""Elements of some tensors on a rank [n]: `held_dense`, `gathered` or `owned`."""
 
 
 def state_shards(c: Candidates) -> IntArray:
@@ -31,6 +34,20 @@ def held(tensors: Sequence[TensorSpec], x: Scene) -> tuple[FloatArray, FloatArra
     if x.place is not None:
         return _by_row(tensors, x, lambda rows, shards: rows), of_experts
     return dense[x.keys.inverse].astype(np.float64), of_experts
+
+
+def held_dense(tensors: Sequence[TensorSpec], x: Scene) -> FloatArray:
+    """Dense elements before ZeRO [n]."""
+    return held(tensors, x)[0]
+
+
+def end_elements(x: Scene, count: Count, apart: BoolArray) -> FloatArray:
+    """Elements of embedding, final norm and head on each stage [n, S], counted by `count`. `apart`: the first and the
+    last chunk hold a copy each of what is tied, also where a V puts them on one stage."""
+    stages, model = x.stages, x.model
+    ends = stages.first * count(model.embedding_tensors, x)[:, None]
+    ends = ends + stages.last * count(model.final_tensors + model.head_tensors, x)[:, None]
+    return ends + (stages.last & apart) * count(model.tied_tensors, x)[:, None]
 
 
 def gathered(tensors: Sequence[TensorSpec], x: Scene) -> FloatArray:

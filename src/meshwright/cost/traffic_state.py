@@ -5,13 +5,12 @@ embedding's group, sums that tensor parallelism leaves open, and the scalars of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.candidates import BoolArray, Candidates, FloatArray, IntArray
-from meshwright.cost.traffic_elements import gathered, held, owned, state_shards
+from meshwright.cost.candidates import Candidates, FloatArray, IntArray
+from meshwright.cost.traffic_elements import end_elements, gathered, held, held_dense, owned, state_shards
 from meshwright.cost.traffic_layers import expert_stride
 from meshwright.cost.traffic_term import Scene, TrafficTerm
 from meshwright.ledger import GRADIENT_BUCKET_BYTES, Collective, Phase
@@ -66,7 +65,7 @@ def _units(x: Scene) -> list[Unit]:
     moe_layers = x.layers_where([float(any(t.experts for t in k.tensors)) for k in model.kinds])
     # the first and the last chunk are units of their own, also where a V puts them on one stage
     apart = (c.pp * c.vpp > 1)[:, None]
-    ends, padded_ends = (_ends(x, count, apart) for count in (_dense, gathered))
+    ends, padded_ends = (end_elements(x, count, apart) for count in (held_dense, gathered))
     end_units = np.where(apart, stages.first.astype(np.float64) + stages.last, 1.0) * (ends > 0)
     stride = data_stride(c)
     of_layers, of_ends = np.maximum(layers, 1), np.maximum(end_units, 1)
@@ -81,18 +80,6 @@ def _units(x: Scene) -> list[Unit]:
         outer = np.where(c.expert_dp > 1, c.ep * expert_stride(c), 1)
         units.append(Unit("expert", "expert_dp", each, each, moe_layers, shards, c.expert_dp // shards, outer))
     return units
-
-
-def _dense(tensors: Sequence[TensorSpec], x: Scene) -> FloatArray:
-    return held(tensors, x)[0]
-
-
-def _ends(x: Scene, count: Callable[[Sequence[TensorSpec], Scene], FloatArray], apart: BoolArray) -> FloatArray:
-    """Elements of embedding, final norm and head on each stage [n, S], counted by `count`."""
-    stages, model = x.stages, x.model
-    ends = stages.first * count(model.embedding_tensors, x)[:, None]
-    ends = ends + stages.last * count(model.final_tensors + model.head_tensors, x)[:, None]
-    return ends + (stages.last & apart) * count(model.tied_tensors, x)[:, None]
 
 
 def _replica_terms(x: Scene, unit: Unit) -> list[TrafficTerm]:

@@ -7,18 +7,17 @@ tp ranks with fewer rows. In: a rank's stage and place. Out: bytes by kind (nega
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from meshwright.cost.candidates import Candidates, FloatArray, unit_keys
+from meshwright.cost.candidates import Candidates, unit_keys
 from meshwright.cost.memory import MASTER_BYTES, OPTIMIZER_BYTES
 from meshwright.cost.stages import every_stage
-from meshwright.cost.traffic_elements import gathered, held, owned
+from meshwright.cost.traffic_elements import Count, end_elements, gathered, held_dense, owned
 from meshwright.cost.traffic_term import RankPlace, Scene, scene
 from meshwright.cost.workload import Optimizer, Workload
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import MemoryKind
-from meshwright.models.spec import ModelSpec, TensorSpec
+from meshwright.models.spec import ModelSpec
 
 MOMENT_BYTES = OPTIMIZER_BYTES[Optimizer.ADAM_FP32]
 
@@ -67,25 +66,11 @@ def _state(x: Scene, workload: Workload, config: HybridParallelConfig, dense: De
 
 
 def _dense_elements(x: Scene, stage: int) -> DenseElements:
-    return DenseElements(*(_over_stage(x, stage, count) for count in (_held, gathered, owned)))
+    return DenseElements(*(_over_stage(x, stage, count) for count in (held_dense, gathered, owned)))
 
 
-def _held(tensors: Sequence[TensorSpec], x: Scene) -> FloatArray:
-    return held(tensors, x)[0]
-
-
-def _over_stage(x: Scene, stage: int, count: Callable[[Sequence[TensorSpec], Scene], FloatArray]) -> float:
-    """Of every dense tensor of the only candidate's stage, counted by `count`."""
-    stages, model = x.stages, x.model
-    total = sum(
-        float(stages.layers[0, stage, k]) * float(count(kind.tensors, x)[0]) for k, kind in enumerate(model.kinds)
-    )
-    first, last = bool(stages.first[0, stage]), bool(stages.last[0, stage])
-    if first:
-        total += float(count(model.embedding_tensors, x)[0])
-    if last:
-        total += float(count(model.final_tensors + model.head_tensors, x)[0])
-    # the first and the last chunk hold a copy each, also where a V puts them on one stage
-    if last and int((x.candidates.pp * x.candidates.vpp)[0]) > 1:
-        total += float(count(model.tied_tensors, x)[0])
-    return total
+def _over_stage(x: Scene, stage: int, count: Count) -> float:
+    """Of every dense tensor of the only candidate's stage."""
+    apart = (x.candidates.pp * x.candidates.vpp > 1)[:, None]
+    per_layer = [float(count(kind.tensors, x)[0]) for kind in x.model.kinds]
+    return float(x.layers_where(per_layer)[0, stage] + end_elements(x, count, apart)[0, stage])
