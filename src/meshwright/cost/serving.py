@@ -15,7 +15,14 @@ import numpy as np
 from meshwright.cost.candidates import BoolArray, Candidates, FloatArray
 from meshwright.cost.device import device_for, network
 from meshwright.cost.serving_memory import serving_memory
-from meshwright.cost.serving_pass import Batch, Engine, engine, host_seconds, pass_seconds
+from meshwright.cost.serving_pass import Engine, engine
+from meshwright.cost.serving_rates import (
+    Requests,
+    first_token_seconds,
+    output_rate,
+    static_batch_seconds,
+    token_seconds,
+)
 from meshwright.cost.serving_stack import ServingStack, serving_stacks
 from meshwright.cost.stages import stages
 from meshwright.cost.workload import ServingWorkload
@@ -93,11 +100,13 @@ def serve_arrays(
     x = serving_engine(model, cluster, workload, candidates, stack, weight_bytes)
     memory = serving_memory(x, workload)
     capacity = memory.max_sequences
-    running = np.minimum(capacity, x.stack.max_sequences * candidates.pp) if batch is None else batch
-    sequences = np.maximum(running, 1.0)
+    sequences = np.maximum(batch, 1.0) if batch is not None else _taken(x, workload, capacity)
     if batch is None:
         sequences = _within_targets(x, workload, sequences)
-    ttft, tpot, rate = _saturated(x, workload, sequences)
+    asked = Requests.of(workload, len(candidates))
+    tpot = token_seconds(x, asked, sequences)
+    ttft = first_token_seconds(x, asked, sequences, tpot)
+    rate = output_rate(x, asked, sequences, tpot)
     fits = capacity >= (1.0 if batch is None else batch)
     gpus = candidates.world.astype(np.float64)
     total = rate * candidates.dp
@@ -110,7 +119,7 @@ def serve_arrays(
         sequences=sequences,
         ttft_s=ttft,
         tpot_s=tpot,
-        latency_s=static_batch_seconds(x, workload, sequences),
+        latency_s=static_batch_seconds(x, asked, sequences),
         tokens_per_s=total,
         tokens_per_s_per_gpu=total / gpus,
         fits=fits,
@@ -144,83 +153,26 @@ def serving_engine(
     )
 
 
-def prefill_seconds(x: Engine, prompts: FloatArray, length: float, hit_rate: float = 0.0) -> FloatArray:
-    """Reading `prompts` prompts of `length` tokens on one replica until the last stage is done [n]. More tokens than a
-    pass holds run as several passes; a pipeline overlaps them, and may cut finer to do so. Tokens found in the cache
-    (`hit_rate`) are not computed; the others still see them, as if of a prompt so much longer."""
-    c = x.candidates
-    seen, length = length * (1.0 + hit_rate), length * (1.0 - hit_rate)
-    fewest = np.maximum(np.ceil(prompts * length / x.stack.max_tokens), 1.0)
-    size = np.full(len(c), seen)
-    idle = np.zeros(len(c))
-
-    def cut(pieces: FloatArray) -> FloatArray:
-        batch = Batch(prompts * length / pieces, size, idle, np.ones(len(c)), prompts / pieces)
-        return _pipelined(x, batch, pieces)
-
-    return np.minimum(cut(fewest), cut(np.maximum(fewest, c.pp)))
+def running_sequences(x: Engine, workload: ServingWorkload) -> FloatArray:
+    """Sequences that a replica takes at once where nobody says how many [n]."""
+    return _taken(x, workload, serving_memory(x, workload).max_sequences)
 
 
-def decode_step(x: Engine, sequences: FloatArray, context: FloatArray) -> FloatArray:
-    """Seconds until each of `sequences` has its next token [n]: the batch as a whole, or in a slice per stage."""
-    one = np.ones(len(x.candidates))
-
-    def cut(pieces: FloatArray) -> FloatArray:
-        return _pipelined(x, Batch(0.0 * one, one, sequences / pieces, context, sequences / pieces), pieces)
-
-    return np.minimum(cut(one), cut(np.minimum(x.candidates.pp, np.maximum(sequences, 1.0))))
-
-
-def _pipelined(x: Engine, batch: Batch, pieces: FloatArray) -> FloatArray:
-    """Seconds of `pieces` equal passes through all stages: the first one's way, and a beat for each further one."""
-    per_stage = pass_seconds(x, batch)
-    host = host_seconds(x, batch.logits, per_stage.max(axis=1))
-    return (x.stages.weight * per_stage).sum(axis=1) + (pieces - 1.0) * per_stage.max(axis=1) + pieces * host
-
-
-def static_batch_seconds(x: Engine, workload: ServingWorkload, sequences: FloatArray) -> FloatArray:
-    """Prefill of the whole batch, which yields the first token, then one decode step per further token at the mean
-    context."""
-    context = np.full(len(x.candidates), workload.prompt + workload.output / 2.0)
-    steps = max(workload.output - 1, 0)
-    return prefill_seconds(x, sequences, float(workload.prompt), workload.prefix_hit_rate) + steps * decode_step(
-        x, sequences, context
-    )
-
-
-def _saturated(
-    x: Engine, workload: ServingWorkload, sequences: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """TTFT, time per output token and output tokens/s of a replica that keeps `sequences` in flight. Every pass decodes
-    a pipeline slice of them and reads the share of prompts that keeps the number constant: prompt / output tokens per
-    decoded token. A pass holds `max_tokens`; a heavier mix runs as more passes."""
-    pp = x.candidates.pp.astype(np.float64)
-    decoding = sequences / np.minimum(pp, sequences)
-    prompt_tokens = decoding * workload.read_tokens / workload.output
-    context = np.full(len(x.candidates), workload.prompt + workload.output / 2.0)
-    length = np.full(len(x.candidates), max(workload.prompt, 1) * (1.0 + workload.prefix_hit_rate))
-    logits = decoding * (1.0 + 1.0 / workload.output)
-    per_stage = pass_seconds(x, Batch(prompt_tokens, length, decoding, context, logits))
-    slowest = per_stage.max(axis=1)
-    beat = slowest + host_seconds(x, decoding, slowest)
-    # a token passes every stage; with fewer sequences than stages some of them idle
-    tpot = beat * pp
-    rate = sequences / tpot
-    one = np.minimum(sequences, 1.0)
-    # a new prompt waits for the pass under way: half of one on average, none on an idle engine
-    reading = prefill_seconds(x, one, float(workload.prompt), workload.prefix_hit_rate)
-    ttft = reading + tpot / 2.0 * (1.0 - 1.0 / np.maximum(sequences, 1.0))
-    return ttft, tpot, rate * x.stack.occupancy
+def _taken(x: Engine, workload: ServingWorkload, capacity: FloatArray) -> FloatArray:
+    """As many as fit, no more than the engine's limit per pass and than there are."""
+    asked = np.ceil((workload.requests or np.inf) / x.candidates.dp)
+    return np.maximum(np.minimum(np.minimum(capacity, x.stack.max_sequences * x.candidates.pp), asked), 1.0)
 
 
 def _within_targets(x: Engine, workload: ServingWorkload, most: FloatArray) -> FloatArray:
     """The most sequences whose time per token keeps the target, by bisection (it grows with the batch)."""
     if workload.tpot_s is None:
         return most
+    asked = Requests.of(workload, len(x.candidates))
     low, high = np.ones(len(x.candidates)), most.copy()
     for _ in range(14):
         middle = np.floor((low + high + 1.0) / 2.0)
-        good = _saturated(x, workload, middle)[1] <= workload.tpot_s
+        good = token_seconds(x, asked, middle) <= workload.tpot_s
         low, high = np.where(good, middle, low), np.where(good, high, np.maximum(middle - 1.0, low))
     return low
 
@@ -228,8 +180,8 @@ def _within_targets(x: Engine, workload: ServingWorkload, most: FloatArray) -> F
 __all__ = [
     "ServingArrays",
     "ServingEstimate",
+    "running_sequences",
     "serve_arrays",
     "serve_estimate",
     "serving_engine",
-    "static_batch_seconds",
 ]

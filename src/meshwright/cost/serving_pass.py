@@ -93,6 +93,8 @@ def engine(
     share *= {Precision.NVFP4: stack.gemm_fp4, Precision.FP8: stack.gemm_fp8}.get(candidates.precision, 1.0)
     thin = replace(device, tiles=device.tiles + SKINNY_TILES, quantisation=0.0, launch_s=0.0)
     thin = replace(thin, memory=device.memory * stack.stream)
+    upcast = stack.upcast if not narrow and held < WEIGHT_BYTES[candidates.precision] else 1.0
+    stored = replace(thin, memory=thin.memory * upcast)
     peak16 = peak_flops(accelerator, Precision.FP32 if candidates.precision is Precision.FP32 else Precision.BF16)
     return Engine(
         model=model,
@@ -104,7 +106,7 @@ def engine(
         stages=stages,
         weight_bytes=held,
         kv_bytes=kv_bytes,
-        products=Gemm.of(accelerator, thin, peak_flops(accelerator, candidates.precision), share, held),
+        products=Gemm.of(accelerator, stored, peak_flops(accelerator, candidates.precision), share * upcast, held),
         wide=Gemm.of(accelerator, thin, peak16, device.gemm * stack.gemm, ELEMENT_BYTES),
         bandwidth=accelerator.memory_bandwidth * device.memory * stack.stream,
     )

@@ -48,7 +48,7 @@ def reading_replicas(x: Engine, workload: ServingWorkload, prompts: FloatArray) 
     c = x.candidates
     passes = np.maximum(np.ceil(prompts * workload.read_tokens / x.stack.max_tokens), 1.0)
     idle = np.zeros(len(c))
-    # tokens found in the cache are not computed; the others still see them (as in `cost.serving.prefill_seconds`)
+    # tokens found in the cache are not computed; the others still see them (as in `cost.serving_rates.prefill_seconds`)
     length = np.full(len(c), workload.prompt * (1.0 + workload.prefix_hit_rate))
     batch = Batch(prompts * workload.read_tokens / passes, length, idle, np.ones(len(c)), prompts / passes)
     per_stage = pass_seconds(x, batch)

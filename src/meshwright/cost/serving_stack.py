@@ -13,6 +13,9 @@ from importlib.resources import files
 from typing import Any, cast
 
 
+STACKS, FITTED = "serving_stacks.toml", "serving_fitted.toml"
+
+
 @dataclass(frozen=True)
 class ServingStack:
     """Traits of one engine. Shares are 0..1, seconds are per call."""
@@ -22,6 +25,7 @@ class ServingStack:
     gemm: float = 1.0  # products relative to the architecture's own surface
     gemm_fp8: float = 1.0  # 8-bit products relative to the architecture's own 8-bit share
     gemm_fp4: float = 1.0  # 4-bit products relative to the same share of the 4-bit peak
+    upcast: float = 1.0  # products whose weights the kernel dequantises to 16 bits, relative to others
     expert_gemm: float = 1.0  # grouped products of experts relative to dense ones
     expert_imbalance: float = 1.0  # routed tokens of the busiest expert over the mean
     stream: float = 1.0  # memory streaming of weights and cache relative to the architecture's own share
@@ -41,20 +45,33 @@ class ServingStack:
 
 
 @cache
-def serving_stacks() -> dict[str, ServingStack]:
-    """Every engine of the data file by name; entries inherit from the one they name under `base`."""
-    text = files("meshwright.cost").joinpath("data/serving_stacks.toml").read_text(encoding="utf-8")
-    raw: dict[str, dict[str, Any]] = tomllib.loads(text)
+def _tables(file: str) -> dict[str, dict[str, Any]]:
+    path = files("meshwright.cost").joinpath(f"data/{file}")
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@cache
+def serving_bases() -> dict[str, str | None]:
+    """Every engine, in the file's order, and the one whose traits it inherits."""
+    return {name: table.get("base") for name, table in _tables(STACKS).items()}
+
+
+@cache
+def serving_stacks(fitted: bool = True) -> dict[str, ServingStack]:
+    """Every engine by name, traits that a fit found over assumed ones; a release inherits those of its base."""
     known = {f.name for f in fields(ServingStack)}
+    found = _tables(FITTED) if fitted else {}
     resolved: dict[str, dict[str, Any]] = {}
-    for name, table in raw.items():
+    for name, table in _tables(STACKS).items():
         base = resolved[table["base"]] if "base" in table else {}
         own: dict[str, Any] = {key: value for key, value in table.items() if key != "base"}
         if "frameworks" in own:
             own["frameworks"] = tuple(cast(list[str], own["frameworks"]))
+        own |= found.get("engine", {}).get(name, {})
         if unknown := set(own) - known:
-            raise ValueError(f"serving_stacks.toml: unknown trait {sorted(unknown)} in {name}")
-        resolved[name] = {**base, "frameworks": (), **own, "name": name}
+            raise ValueError(f"{STACKS} or {FITTED}: unknown trait {sorted(unknown)} in {name}")
+        sources = {**base.get("sources", {}), **found.get("evidence", {}).get(name, {})}
+        resolved[name] = {**base, "frameworks": (), **own, "name": name, "sources": sources}
     return {name: ServingStack(**traits) for name, traits in resolved.items()}
 
 

@@ -35,7 +35,8 @@ class Workload:
 class ServingWorkload:
     """Requests of `prompt` input and `output` generated tokens (means). `weight_bytes` per element of quantised
     products (None: as the precision says); `prefix_hit_rate`: share of prompt tokens whose cache is there already;
-    `pass_tokens`: most tokens of one forward pass, longer prompts are read in chunks (None: the engine's)."""
+    `pass_tokens`: most tokens of one forward pass, longer prompts are read in chunks (None: the engine's); `requests`: how
+    many there are in all, sent at once (None: without end)."""
 
     prompt: int
     output: int
@@ -45,6 +46,7 @@ class ServingWorkload:
     weight_bytes: float | None = None
     prefix_hit_rate: float = 0.0
     pass_tokens: int | None = None
+    requests: int | None = None
 
     @property
     def read_tokens(self) -> float:

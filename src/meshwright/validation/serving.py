@@ -57,17 +57,22 @@ def _predict(cases: Sequence[ServingCase]) -> list[Prediction]:
 
 
 def _rate(case: ServingCase, arrays: ServingArrays, row: int) -> float:
-    """What the row's kind measures, in tokens/s per GPU."""
-    sequences = case.config.dp * float(arrays.sequences[row]) / case.gpus
+    found = (arrays.sequences, arrays.tpot_s, arrays.latency_s, arrays.tokens_per_s_per_gpu)
+    return rate_of(case, *(float(values[row]) for values in found))
+
+
+def rate_of(case: ServingCase, batch: float, tpot_s: float, latency_s: float, tokens_per_s_per_gpu: float) -> float:
+    """What the row's kind measures, in tokens/s per GPU. `batch` sequences on a replica."""
+    sequences = case.config.dp * batch / case.gpus
     match case.kind:
         case Kind.THROUGHPUT:
-            return float(arrays.tokens_per_s_per_gpu[row])
+            return tokens_per_s_per_gpu
         case Kind.TTFT:  # of one output token, the first, the latency is the time to it
-            return sequences * case.workload.prompt / float(arrays.latency_s[row])
+            return sequences * case.workload.prompt / latency_s
         case Kind.DECODE:
-            return sequences / float(arrays.tpot_s[row])
+            return sequences / tpot_s
         case _:
-            return sequences * case.workload.output / float(arrays.latency_s[row])
+            return sequences * case.workload.output / latency_s
 
 
 def _score(case: ServingCase, prediction: Prediction) -> ScoredRow:
