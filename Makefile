@@ -60,10 +60,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## make calibrate-catalogue   fit the cost model's constants to published rows (ROWS=path), cross-validate, write both
+## make calibrate-catalogue   fit the constants to published rows (ROWS=, SERVING_ROWS=path), cross-validate, write all
 ROWS ?= ../shared/measurements/train.jsonl
+SERVING_ROWS ?= ../shared/measurements/serve.jsonl
 calibrate-catalogue: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.calibrate $(ROWS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.calibrate_serving $(SERVING_ROWS)
 
 ## make accuracy         docs/accuracy.md from published measurements, other tools beside (MEASUREMENTS=folder)
 MEASUREMENTS ?= ../shared/measurements

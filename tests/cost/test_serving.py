@@ -14,7 +14,7 @@ from meshwright.cost.candidates import Candidates
 from meshwright.cost.kv_cache import layer_cache_bytes, sequence_cache_bytes
 from meshwright.cost.serving import serve_arrays, serve_estimate
 from meshwright.cost.serving_pass import rank_imbalance
-from meshwright.cost.serving_stack import serving_stack_for, serving_stacks
+from meshwright.cost.serving_stack import ServingStack, serving_bases, serving_stack_for, serving_stacks
 from meshwright.cost.stages import stages
 from meshwright.cost.workload import ServingWorkload
 from meshwright.hardware.spec import Accelerator, Cluster, Link
@@ -143,6 +143,70 @@ def test_a_target_for_the_time_per_token_limits_the_batch() -> None:
     assert bound.meets_targets
     more = serve_estimate(model, DGX_A100, ServingWorkload(512, 512), config(), batch=bound.sequences + 2)
     assert more.tpot_s > target
+
+
+def test_no_more_requests_run_at_once_than_there_are() -> None:
+    few = serve_estimate(llama_8b(), DGX_A100, ServingWorkload(512, 512, requests=40), config(dp=4))
+    assert few.sequences == 10
+    share = serving_stacks()["vllm"].occupancy
+    assert few.tokens_per_s == pytest.approx(4 * 10 / few.tpot_s * share)  # one wave
+
+
+@given(waves=st.integers(1, 40), rest=st.floats(0.02, 0.5), pp=st.sampled_from([1, 2]))
+@settings(max_examples=25, deadline=None)
+def test_a_run_that_ends_is_slower_by_its_last_wave_alone(waves: int, rest: float, pp: int) -> None:
+    model, endless = llama_8b(), ServingWorkload(512, 512)
+    forever = serve_estimate(model, DGX_A100, endless, config(pp=pp))
+    whole = dataclasses.replace(endless, requests=waves * forever.sequences)
+    assert serve_estimate(model, DGX_A100, whole, config(pp=pp)).tokens_per_s == pytest.approx(forever.tokens_per_s)
+    left = max(1, round(rest * forever.sequences))
+    ragged = dataclasses.replace(endless, requests=waves * forever.sequences + left)
+    found = serve_estimate(model, DGX_A100, ragged, config(pp=pp)).tokens_per_s
+    last = serve_estimate(model, DGX_A100, endless, config(pp=pp), batch=left)
+    seconds = waves * forever.tpot_s + last.tpot_s
+    share = serving_stacks()["vllm"].occupancy
+    assert found == pytest.approx((waves * forever.sequences + left) / seconds * share)
+    assert found < forever.tokens_per_s
+
+
+def test_weights_that_the_kernel_dequantises_run_at_the_engines_share_of_others() -> None:
+    """Products of 16 bits over 4-bit weights take 1 / `upcast` as long; weights of 16 bits are not touched."""
+    stack = serving_stacks()["vllm"]
+
+    def tpot(upcast: float, weight_bytes: float | None) -> float:
+        there = dataclasses.replace(stack, upcast=upcast)
+        asked = ServingWorkload(16, 64)
+        return serve_estimate(llama_8b(), DGX_A100, asked, config(), 1, there, weight_bytes).tpot_s
+
+    assert tpot(0.5, None) == tpot(1.0, None)
+    streamed = 32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336) * 0.53125
+    assert tpot(0.5, 0.53125) - tpot(1.0, 0.53125) == pytest.approx(
+        streamed / (A100.memory_bandwidth * 0.8 * stack.stream), rel=0.05
+    )
+
+
+def test_moving_tokens_to_experts_costs_by_copies_and_dense_layers_move_none() -> None:
+    def seconds(passes: float, top_k: int | None) -> float:
+        there = dataclasses.replace(serving_stacks()["vllm"], permute_passes=passes)
+        experts = {} if top_k is None else {"moe_from": 0, "experts": 64, "top_k": top_k, "expert_width": 64}
+        model = decoder(16, 4096, 32, 8, 8192, 32000, gated=True, **experts)  # pyright: ignore[reportArgumentType]
+        return serve_estimate(model, DGX_A100, ServingWorkload(64, 64), config(), 64, there).tpot_s
+
+    assert seconds(3.0, None) == seconds(1.0, None)
+    per_copy = seconds(3.0, 2) - seconds(1.0, 2)
+    assert per_copy > 0
+    assert seconds(3.0, 8) - seconds(1.0, 8) == pytest.approx(4 * per_copy)
+
+
+def test_a_release_has_its_own_fitted_traits_over_those_of_the_release_before() -> None:
+    older, newer = serving_stacks()["tensorrt-llm-pytorch"], serving_stacks()["tensorrt-llm-1-2"]
+    assert serving_bases()["tensorrt-llm-1-2"] == older.name
+    assert (newer.max_sequences, newer.host_overlap) == (older.max_sequences, older.host_overlap)
+    assert newer.gemm != older.gemm
+    assert "rows" in newer.sources["gemm"]
+    assert serving_stacks(fitted=False)["tensorrt-llm-1-2"].gemm == ServingStack().gemm
+    unfitted = serving_stacks()["vllm"]  # no rows: as the release it is based on
+    assert unfitted.gemm == serving_stacks()["tensorrt-llm"].gemm
 
 
 def test_replicas_multiply_throughput_and_share_experts_over_ep() -> None:

@@ -99,6 +99,40 @@ def test_weight_only_formats_compute_in_16_bits_and_the_cache_follows_the_weight
     assert any(a.startswith("cache in") for a in read.assumed)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "said", "format_", "cache_bytes"),
+    [
+        ("H100-80GB-SXM", "fp8", Precision.BF16, 2.0),
+        ("H200-141GB-SXM", "bf16", Precision.BF16, 2.0),
+        ("B200-180GB", "fp4", Precision.MXFP8, 1.0),
+    ],
+)
+def test_a_model_released_in_four_bits_is_dequantised_where_tensor_cores_know_no_block_scales(
+    gpu: str, said: str, format_: Precision, cache_bytes: float
+) -> None:
+    read = case(model=MOE | {"name": "GPT-OSS-120B"}, gpu=gpu, precision=said, kv_precision=None)
+    assert (read.config.precision, read.weight_bytes) == (format_, 0.53125)
+    assert read.workload.kv_bytes_per_element == cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "requests", "noted"),
+    [
+        ({"num_requests": 700}, 700, False),
+        ({}, None, False),  # no table names these lengths
+        ({"isl": 1000, "osl": 1000}, 3000, True),
+        ({"isl": 1000, "osl": 1000, "framework": "vLLM 0.8"}, None, False),
+        ({"isl": 1000, "osl": 1000, "kind": "static_batch_latency", "batch": 4}, None, False),
+    ],
+)
+def test_how_many_requests_were_sent_is_read_or_looked_up_or_left_open(
+    changes: dict[str, Any], requests: int | None, noted: bool
+) -> None:
+    read = case(**changes)
+    assert read.workload.requests == requests
+    assert any("requests" in note for note in read.assumed) is noted
+
+
 def test_out_of_memory_rows_are_judged_at_their_batch(tmp_path: Path) -> None:
     large = SERVING | {"kind": "oom", "isl": 4000, "batch": 100_000, "measured": {}}
     small = SERVING | {"kind": "static_batch_latency", "batch": 1, "measured": {"latency_ms": 900}}

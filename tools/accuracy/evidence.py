@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tools.accuracy import ask_aiconfigurator, ask_llm_analysis
+from tools.accuracy import ask_aiconfigurator, ask_llm_analysis, serving
 from tools.accuracy.environments import UnavailableError
 from tools.accuracy.null_model import Utilised, efficiencies
 from tools.accuracy.scores import repredicted
@@ -30,13 +30,14 @@ HIGHEST_EFFICIENCY = 1.0
 
 @dataclass(frozen=True)
 class Evidence:
-    """`training` by fit: rows of tiers A and B. `every` by fit: those and, as shipped, tier C, which no fit has seen.
-    `rivals` are predicted rates of other tools by name and row id, `rival_gib` their memory; `words` say what they were
-    given, refused or lacked."""
+    """`training` and `served` by fit: rows of tiers A and B. `every` by fit: those and, as shipped, tier C, which no
+    fit has seen. `rivals` are rates of other tools by name and row id, `rival_gib` their memory; `words` say what
+    they were given, refused or lacked."""
 
     report: ValidationReport
     oom: ValidationReport
     serving: ValidationReport
+    served: dict[str, list[ScoredRow]]
     training: dict[str, list[ScoredRow]]
     every: dict[str, list[ScoredRow]]
     lines: dict[str, dict[str, Any]]
@@ -51,9 +52,11 @@ def gather(folder: Path, serving_seconds: float, say: Callable[[str], None]) -> 
     """Predict, fit and ask."""
     train = folder / "train.jsonl"
     held = held_out(train, say)
-    report, oom, serving = (validate_file(folder / name) for name in ("train.jsonl", "train_oom.jsonl", "serve.jsonl"))
+    served = serving.held_out(folder / "serve.jsonl", say)
+    report, oom, engines = (validate_file(folder / name) for name in ("train.jsonl", "train_oom.jsonl", "serve.jsonl"))
     say("validated as shipped")
     _agree(report, held["fitted"])
+    _agree(engines, served["fitted"])
     graded = [row for row in report.scored if row.group.id in held["fitted"]]
     rest = [row for row in report.scored if row.rate is not None and row.group.id not in held["fitted"]]
     training = {fit: repredicted(graded, held[fit]) for fit in FITS}
@@ -63,7 +66,8 @@ def gather(folder: Path, serving_seconds: float, say: Callable[[str], None]) -> 
     return Evidence(
         report=report,
         oom=oom,
-        serving=serving,
+        serving=engines,
+        served={fit: repredicted(engines.scored, rate) for fit, rate in served.items()},
         training=training,
         every={fit: [*rows, *rest] for fit, rows in training.items()},
         lines={line["id"]: line for line in lines},

@@ -1,14 +1,14 @@
 """Parameters of the fit: which traits of which engine move, and between which bounds.
 
-In: offsets, one per trait and engine. Out: `ServingStack`s. A trait is a number on a log scale. An engine without a base
-is offset from the assumed value; a release is offset from the release it is based on, and pulled to it: what few rows do
-not tell apart stays equal.
+In: offsets, one per trait and engine. Out: `ServingStack`s. A trait moves on a log scale. An engine without a base is
+offset from its assumed values; a release is offset from the release it is based on, and pulled to it: what its own rows
+do not tell stays as it was. A rewrite is pulled to it no more than to assumed values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,11 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a trait, and how far (as a logarithm) a fit moves it per unit of cost."""
+    """Bounds of a trait, and how far (as a logarithm) a fit moves it from what was assumed per unit of cost."""
 
     low: float
     high: float
-    sigma: float = 0.5
+    sigma: float
 
 
 RANGES: dict[str, Range] = {
@@ -40,11 +40,12 @@ RANGES: dict[str, Range] = {
     "step_host_s": Range(2e-5, 1e-2, 1.0),
     "sequence_host_s": Range(1e-6, 2e-4, 1.0),
     "reduce_call_s": Range(1e-6, 6e-5, 0.5),
-    "elementwise_passes": Range(0.3, 12.0, 0.5),
+    "permute_passes": Range(0.2, 20.0, 0.7),
+    "elementwise_passes": Range(0.3, 20.0, 0.5),
     "occupancy": Range(0.8, 1.0, 0.03),
 }
-RELEASE_SIGMA = 0.5
-"""A release's offset from the one before it, relative to the sigma of the assumed value."""
+RELEASE = 0.3
+"""How far a release moves from the one before it, relative to how far that one moves from what was assumed."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,20 @@ class Parameter:
     field: str
 
     @property
-    def range(self) -> Range:
-        return RANGES[self.field]
-
-    @property
     def sigma(self) -> float:
-        return self.range.sigma * (1.0 if serving_bases()[self.owner] is None else RELEASE_SIGMA)
-
-    @property
-    def label(self) -> str:
-        return f"{self.owner}.{self.field}"
+        alone = serving_bases()[self.owner] is None or serving_stacks(fitted=False)[self.owner].rewrite
+        return RANGES[self.field].sigma * (1.0 if alone else RELEASE)
 
 
 def lineage(name: str) -> list[str]:
-    """The engine and those it is based on, the last first."""
+    """The engine and those it is based on, itself first."""
     before = serving_bases()[name]
     return [name] if before is None else [name, *lineage(before)]
 
 
-def parameters(engines: Iterable[str]) -> list[Parameter]:
-    """Every trait of the engines that have rows and of those they are based on."""
-    owners = {owner for name in engines for owner in lineage(name)}
+def parameters(names: Iterable[str]) -> list[Parameter]:
+    """Every trait of these engines and of those they are based on."""
+    owners = {owner for name in names for owner in lineage(name)}
     return [Parameter(name, field) for name in serving_bases() if name in owners for field in RANGES]
 
 
@@ -95,4 +89,22 @@ def _moved(stack: ServingStack, own: Mapping[str, Mapping[str, float]]) -> Servi
     return replace(stack, **values)
 
 
-assert set(RANGES) <= {f.name for f in fields(ServingStack)}
+def offsets_of(chosen: Sequence[Parameter], found: Mapping[str, ServingStack]) -> FloatArray:
+    """The offsets at which engines have these traits."""
+    assumed, bases = serving_stacks(fitted=False), serving_bases()
+
+    def from_assumed(name: str | None, field: str) -> float:
+        return 0.0 if name is None else float(np.log(getattr(found[name], field) / getattr(assumed[name], field)))
+
+    return np.array([from_assumed(p.owner, p.field) - from_assumed(bases[p.owner], p.field) for p in chosen])
+
+
+def within(chosen: Sequence[Parameter], offsets: FloatArray) -> FloatArray:
+    """The offsets held where the bounds of the traits are: beyond them nothing would change, and the rows would seem to
+    say nothing about a trait."""
+    return offsets_of(chosen, engines(chosen, offsets))
+
+
+def shipped(chosen: Sequence[Parameter]) -> FloatArray:
+    """Offsets of the traits as the data files hold them."""
+    return offsets_of(chosen, serving_stacks())

@@ -209,7 +209,8 @@ def _elementwise_seconds(kind: LayerKind, x: Engine, batch: Batch) -> FloatArray
         elements = elements + 3.0 * tokens * kind.mlp.width / c.tp
     elif isinstance(kind.mlp, MoeMlp):
         copies = expert_load(kind.mlp.experts, float(kind.mlp.top_k), x, batch)[0]
-        elements = elements + copies * (3.0 * kind.mlp.width + 4.0 * x.model.hidden)
+        moved = 4.0 * x.model.hidden * x.stack.permute_passes / x.stack.elementwise_passes
+        elements = elements + copies * (3.0 * kind.mlp.width + moved)
     launches = x.stack.layer_kernels * x.stack.kernel_s
     return elements * ELEMENT_BYTES * x.stack.elementwise_passes / x.bandwidth + launches
 

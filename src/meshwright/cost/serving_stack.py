@@ -1,7 +1,7 @@
 """Serving stacks: what an inference engine adds to the hardware's roofline - launches, host time, cache share, limits.
 
 In: the name of an engine as a person or a measurement row writes it. Out: a frozen `ServingStack`. The values live in
-`data/serving_stacks.toml`, each with its source or the date of its fit.
+`data/serving_stacks.toml` (what an engine does, what is assumed) and `data/serving_fitted.toml` (what a fit found).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
-
 STACKS, FITTED = "serving_stacks.toml", "serving_fitted.toml"
 
 
@@ -22,6 +21,7 @@ class ServingStack:
 
     name: str = "generic"
     frameworks: tuple[str, ...] = ()  # lower-case words by which an engine's name is recognised
+    rewrite: bool = False  # another program than its base: a fit pulls it no closer to that than to assumed values
     gemm: float = 1.0  # products relative to the architecture's own surface
     gemm_fp8: float = 1.0  # 8-bit products relative to the architecture's own 8-bit share
     gemm_fp4: float = 1.0  # 4-bit products relative to the same share of the 4-bit peak
@@ -37,6 +37,7 @@ class ServingStack:
     host_overlap: bool = False  # that time runs beside the device's (not where a pipeline needs it between passes)
     reduce_call_s: float = 8e-6  # start of one tensor-parallel all-reduce
     elementwise_passes: float = 1.0
+    permute_passes: float = 1.0  # traffic of moving tokens to experts and back, relative to one reading and writing
     cache_share: float = 0.9  # of the memory left after weights and workspace
     max_tokens: int = 8192  # tokens of one forward pass
     max_sequences: int = 2048  # sequences of one forward pass and replica
@@ -71,7 +72,7 @@ def serving_stacks(fitted: bool = True) -> dict[str, ServingStack]:
         if unknown := set(own) - known:
             raise ValueError(f"{STACKS} or {FITTED}: unknown trait {sorted(unknown)} in {name}")
         sources = {**base.get("sources", {}), **found.get("evidence", {}).get(name, {})}
-        resolved[name] = {**base, "frameworks": (), **own, "name": name, "sources": sources}
+        resolved[name] = {**base, "frameworks": (), "rewrite": False, **own, "name": name, "sources": sources}
     return {name: ServingStack(**traits) for name, traits in resolved.items()}
 
 

@@ -35,8 +35,8 @@ class Workload:
 class ServingWorkload:
     """Requests of `prompt` input and `output` generated tokens (means). `weight_bytes` per element of quantised
     products (None: as the precision says); `prefix_hit_rate`: share of prompt tokens whose cache is there already;
-    `pass_tokens`: most tokens of one forward pass, longer prompts are read in chunks (None: the engine's); `requests`: how
-    many there are in all, sent at once (None: without end)."""
+    `pass_tokens`: most tokens of one forward pass, longer prompts are read in chunks (None: the engine's); `requests`:
+    how many there are in all, of one length and sent at once (None: without end)."""
 
     prompt: int
     output: int

@@ -11,13 +11,14 @@ from enum import StrEnum
 
 from meshwright.cost.serving_stack import ServingStack, serving_stack_for
 from meshwright.cost.workload import ServingWorkload
-from meshwright.hardware.spec import Accelerator, Cluster
+from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.models.fields import Fields
 from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.validation.clusters import ClusterFacts
 from meshwright.validation.measured import positive
 from meshwright.validation.scored import Group
+from meshwright.validation.serving_readings import EIGHT_BIT_CACHE, formats, requests
 from meshwright.validation.shapes import Shapes
 from meshwright.validation.skip import SkippedError
 
@@ -32,23 +33,6 @@ class Kind(StrEnum):
     TTFT = "ttft_batch1"  # of one prompt: scored as prompt tokens/s
     OOM = "oom"
 
-
-WEIGHT_ONLY = {
-    # stored bits of a weight, with its share of the scales, where products run in 16 bits
-    "int8": (Precision.BF16, 1.0),
-    "int4": (Precision.BF16, 0.5 + 4.0 / 32),  # groups of 32 with a 16-bit scale and zero point (gpt-fast)
-}
-MXFP4_BYTES = 0.5 + 1.0 / 32  # an 8-bit scale per 32 elements (OCP Microscaling 1.0)
-RELEASED_IN_MXFP4 = "gpt-oss"
-"""Models whose experts exist in MXFP4 only (OpenAI 2025, gpt-oss model card, section 2.1), whatever a row calls it."""
-EIGHT_BIT_CACHE = frozenset({Precision.FP8, Precision.MXFP8, Precision.NVFP4})
-"""Weights of these formats are served with an fp8 cache where the source does not say (ModelOpt's recipes)."""
-
-REQUESTS = {
-    (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (500, 2000): 3000, (1000, 1000): 3000, (1000, 2000): 1500,
-    (2048, 128): 3000, (2048, 2048): 1500, (5000, 500): 1500, (20000, 2000): 1000,
-    (1024, 1024): 3000, (8192, 1024): 1500, (1024, 8192): 1500, (32768, 1024): 1000, (1024, 32768): 1000,
-}
 
 SHORT_PROMPT, SHORT_OUTPUT = 8, 200
 """Where a decode row does not say its lengths."""
@@ -88,7 +72,7 @@ def serving_case(row: Fields, group: Group, shapes: Shapes) -> ServingCase:
     assumed: list[str] = []
     model = shapes.model(row)
     facts = ClusterFacts.of(row)
-    precision, weight_bytes = _precision(row, shapes.cluster(facts).accelerator)
+    precision, weight_bytes = formats(row, shapes.cluster(facts).accelerator)
     config = _config(row, model, facts.gpus, precision)
     workload = _workload(row, kind, precision, assumed)
     batch = row.whole("batch")
@@ -141,25 +125,8 @@ def _workload(row: Fields, kind: Kind, precision: Precision, assumed: list[str])
     wide = {"fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp32": 4.0}
     if cache not in wide:
         raise SkippedError(f"kv_precision {cache[:40]} is not known")
-    requests = row.whole("num_requests")
-    if requests is None and kind is Kind.THROUGHPUT and "tensorrt-llm" in row.text("framework").lower():
-        requests = REQUESTS.get((prompt, output))
-    return ServingWorkload(prompt, output, kv_bytes_per_element=wide[cache], requests=requests)
-
-
-def _precision(row: Fields, accelerator: Accelerator) -> tuple[Precision, float | None]:
-    """(format of the products, bytes of a stored weight where they differ). Tensor cores with block scales multiply
-    MXFP4 weights with MXFP8 activations; others get them dequantised to 16 bits."""
-    word = row.text("precision").lower()
-    section = row.section("model")
-    if word == "fp4" or (section is not None and RELEASED_IN_MXFP4 in section.text("name").lower()):
-        scaled = Precision.NVFP4 in accelerator.peak_flops
-        return (Precision.MXFP8 if scaled else Precision.BF16), MXFP4_BYTES
-    if word in WEIGHT_ONLY:
-        return WEIGHT_ONLY[word]
-    if word not in tuple(Precision):
-        raise SkippedError(f"precision {word[:40] or 'null'} is not known")
-    return Precision(word), None
+    asked = requests(row, prompt, output, assumed) if kind is Kind.THROUGHPUT else None
+    return ServingWorkload(prompt, output, kv_bytes_per_element=wide[cache], requests=asked)
 
 
 def _config(row: Fields, model: ModelSpec, gpus: int, precision: Precision) -> HybridParallelConfig:
