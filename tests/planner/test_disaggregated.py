@@ -102,8 +102,7 @@ def test_a_slower_link_never_helps_and_sending_by_layer_never_hurts(
 def test_the_published_rates_of_deepseeks_two_pools() -> None:
     """open-infra-index, day 6: a prefill node of H800 (EP32) reads 73,700 tokens/s, 56.3 % of them found in the cache;
     a decode node (EP144, contexts of 4,989, 20 to 22 tokens/s per user) writes 14,800. It has copies of busy experts;
-    it overlaps two batches and sends fp8, which is not modelled: both are predicted too slow. 128 ranks hold two of
-    256 experts here."""
+    its decode overlaps two batches and sends fp8, which is not modelled. 128 ranks hold two of 256 experts here."""
     model = load("deepseek-v3")
     balanced = replace(serving_stacks()["vllm"], expert_imbalance=1.0)
 
@@ -115,7 +114,7 @@ def test_the_published_rates_of_deepseeks_two_pools() -> None:
 
     reads = ServingWorkload(4096, 1000, prefix_hit_rate=0.563)
     pool = reading_replicas(engine(4, reads), reads, np.array([2.0]))
-    assert 0.8 * 73_700 < 8 * 2 * 4096 / pool.beat_s[0] < 73_700
+    assert 8 * 2 * 4096 / pool.beat_s[0] == pytest.approx(73_700, rel=0.1)
     writes = ServingWorkload(4489, 1000, tpot_s=0.048)
     assert 0.5 * 14_800 < 8 * writing_replicas(engine(16, writes), writes).tokens_per_s[0] < 14_800
 
