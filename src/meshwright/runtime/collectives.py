@@ -66,14 +66,17 @@ def all_gather_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
 
 def reduce_scatter_first_dim(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
     """[size * n, ...] -> the summed [n, ...] of this rank."""
-    if axis.size == 1:
-        return tensor
-    axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor), tensor.dtype)
+    return tensor if axis.size == 1 else _reduce_scatter(tensor, axis, what, async_op=False)[0]
+
+
+def _reduce_scatter(tensor: Tensor, axis: AxisGroup, what: str, async_op: bool) -> tuple[Tensor, dist.Work | None]:
+    """The sum, which is there when the work (if asynchronous) has been waited for."""
+    call = axis.record(Collective.REDUCE_SCATTER, what, tensor_bytes(tensor), tensor.dtype, asynchronous=async_op)
     scattered = tensor.new_empty((tensor.shape[0] // axis.size, *tensor.shape[1:]))
     contiguous = tensor.contiguous()
     with axis.waiting():
-        dist.reduce_scatter_single(scattered, contiguous, group=axis.group)
-    return scattered
+        work = dist.reduce_scatter_single(scattered, contiguous, group=axis.group, async_op=async_op)
+    return scattered, None if work is None else axis.under_way(work, call)
 
 
 def all_to_all_first_dim(
@@ -100,9 +103,19 @@ def gather_sequence(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
 
 def reduce_scatter_sequence(tensor: Tensor, axis: AxisGroup, what: str) -> Tensor:
     """[b, s, h] partial sums -> the summed [b, s/n, h] of this rank."""
+    return reduce_scatter_first_dim(_by_rank(tensor, axis), axis, what).squeeze(0)
+
+
+def begin_reduce_scatter_sequence(tensor: Tensor, axis: AxisGroup, what: str) -> tuple[Tensor, dist.Work | None]:
+    """The same, and the work to wait for before its result is read."""
+    scattered, work = _reduce_scatter(_by_rank(tensor, axis), axis, what, async_op=True)
+    return scattered.squeeze(0), work
+
+
+def _by_rank(tensor: Tensor, axis: AxisGroup) -> Tensor:
+    """[b, s, h] -> [n, b, s/n, h]: what goes to each rank (a view)."""
     batch, seq = tensor.shape[:2]
-    stacked = tensor.reshape(batch, axis.size, seq // axis.size, *tensor.shape[2:]).transpose(0, 1)
-    return reduce_scatter_first_dim(stacked, axis, what).squeeze(0)
+    return tensor.reshape(batch, axis.size, seq // axis.size, *tensor.shape[2:]).transpose(0, 1)
 
 
 def gather_rows(tensor: Tensor, axis: AxisGroup, what: str, sizes: list[int]) -> Tensor:

@@ -27,6 +27,7 @@ from meshwright.runtime.families import (
 )
 from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
 from meshwright.runtime.slices import GradientSum, TensorSlice, chunk_bounds
+from meshwright.runtime.tensor_parallel import entering
 from meshwright.runtime.tensor_parallel.attention import head_slice
 from meshwright.runtime.tensor_parallel.embedding import VocabParallelEmbedding
 from meshwright.runtime.tensor_parallel.linear import (
@@ -70,7 +71,7 @@ class Splitter:
             mlp = moe.shared
         for block in (self.family.attention, mlp):
             if block is not None:
-                self.region.hook(layer.get_submodule(block))
+                entering.hook(layer.get_submodule(block), self.region)
 
     def _experts(self, layer: nn.Module, moe: Experts, prefix: str) -> None:
         assert self.experts is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ from meshwright.runtime.state import local_tensor
 WeightGradient = tuple[Tensor, Tensor]
 """(the parameter as the forward pass saw it, its local gradient)"""
 Deferred = Callable[[], list[WeightGradient]]
+
+
+class LeavesWeights(Protocol):
+    """Who runs the closures."""
+
+    def leave(self, deferred: Deferred) -> None: ...
 
 
 class SplitBackward:
@@ -48,29 +54,31 @@ class SplitBackward:
         return collected
 
 
-def split_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, split: SplitBackward) -> Tensor:
-    """A linear product of local tensors whose weight gradients are left to `split`. `weight` and `bias` are the
+def split_linear(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, left_to: LeavesWeights
+) -> Tensor:
+    """A linear product of local tensors whose weight gradients are left to somebody. `weight` and `bias` are the
     parameters themselves (perhaps DTensors)."""
     # in a tuple, so that autograd does not see the parameters: their gradients come from the closures alone
-    return _SplitLinear.apply(inputs, (weight, bias), transposed, split)  # pyright: ignore[reportReturnType]
+    return _SplitLinear.apply(inputs, (weight, bias), transposed, left_to)  # pyright: ignore[reportReturnType]
 
 
 class _SplitLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, parameters: tuple[Tensor, Tensor | None], transposed: bool, split: SplitBackward
+        ctx: Any, inputs: Tensor, parameters: tuple[Tensor, Tensor | None], transposed: bool, left_to: LeavesWeights
     ) -> Tensor:
         weight, bias = parameters
         matrix, added = local_tensor(weight), None if bias is None else local_tensor(bias)
         ctx.save_for_backward(inputs, matrix)
-        ctx.parameters, ctx.transposed, ctx.split = parameters, transposed, split
+        ctx.parameters, ctx.transposed, ctx.left_to = parameters, transposed, left_to
         return functional.linear(inputs, matrix.t() if transposed else matrix, added)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         inputs, matrix = ctx.saved_tensors
         grad = grads[0]
-        ctx.split.leave(partial(_weight_gradients, inputs.detach(), grad.detach(), *ctx.parameters, ctx.transposed))
+        ctx.left_to.leave(partial(_weight_gradients, inputs.detach(), grad.detach(), *ctx.parameters, ctx.transposed))
         return grad @ (matrix.t() if ctx.transposed else matrix), None, None, None
 
 

@@ -28,6 +28,7 @@ from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers
 from meshwright.runtime.slices import TensorSlice
 from meshwright.runtime.split_backward import SplitBackward
 from meshwright.runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from meshwright.runtime.tensor_parallel.entering import enter
 from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 from meshwright.runtime.weights import WeightSource, draw_buffers, materialize, meta_model
@@ -156,7 +157,7 @@ class StageModule(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[b, s, v/tp]"""
         normed = self.decoder.get_submodule(self.family.final_norm)(hidden)
-        logits = self.head(self.region.enter(normed, HEAD_INPUT))
+        logits = self.head(enter(normed, (self.head,), self.region, HEAD_INPUT))
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

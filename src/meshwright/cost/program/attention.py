@@ -14,7 +14,7 @@ def separate(
     """Query, key and value each by a product of its own, rotated (Llama and its kin). `head_norm`: of single heads,
     straight after each projection, or after all three (`norms_last`, Gemma)."""
     h, tokens = work.hidden, work.tokens
-    entered, out_of = enter(tape, work, x, h)
+    entered, due, out_of = enter(tape, work, x, h)
     widths = [heads.queries * heads.qk, heads.keys * heads.qk]
     projected: list[Storage] = []
     products: list[Backward] = []
@@ -29,12 +29,12 @@ def separate(
         norms.append(backward)
 
     for at, width in enumerate(widths):
-        out, backward = linear(tape, work, entered, tokens, h, width)
+        out, backward = linear(tape, work, entered, tokens, h, width, due=due)
         projected.append(out)
         products.append(backward)
         if head_norm and not norms_last:
             normed(at)
-    v, of_v = linear(tape, work, entered, tokens, h, heads.keys * heads.v)
+    v, of_v = linear(tape, work, entered, tokens, h, heads.keys * heads.v, due=due)
     if head_norm and norms_last:
         for at in range(2):
             normed(at)
@@ -69,8 +69,8 @@ def fused(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core) -> Resul
     """GPT-2: q, k and v side by side without rotation; their heads are views of one tensor."""
     h, tokens, e = work.hidden, work.tokens, work.element
     width = heads.queries * heads.qk
-    entered, out_of = enter(tape, work, x, h)
-    parts = [linear(tape, work, entered, tokens, h, width) for _ in range(3)]
+    entered, due, out_of = enter(tape, work, x, h)
+    parts = [linear(tape, work, entered, tokens, h, width, due=due) for _ in range(3)]
     together = tape.new(3 * e * tokens * width)
     tape.drop(*[part for part, _ in parts])
     q, k, v = (tape.view(together, e * tokens * width) for _ in range(3))

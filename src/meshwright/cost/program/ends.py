@@ -56,8 +56,8 @@ def loss(tape: Tape, work: Work, x: Storage, vocab: float, norm: Norm, *, tied: 
     embedding is on this stage too, and the head's weight gradient waits for its own."""
     h, e, tokens = work.hidden, work.element, work.tokens
     normed, of_norm = norm(tape, work, x, work.rows, h)
-    entered, out_of = enter(tape, work, normed, h)
-    logits, of_head = linear(tape, work, entered, tokens, h, vocab, shared=tied)
+    entered, due, out_of = enter(tape, work, normed, h)
+    logits, of_head = linear(tape, work, entered, tokens, h, vocab, due=due, shared=tied)
     tape.drop(entered, normed)
     wide = FP32 * tokens * vocab
     precise = tape.new(wide) if work.narrow else tape.hold(logits)

@@ -10,11 +10,11 @@ from meshwright.cost.program.work import Work
 def gated(tape: Tape, work: Work, x: Storage, width: float, inputs: float) -> Result:
     """act(x G) * (x U), times D. Kept: x, both products, the activated gate, and their product."""
     size = work.element * work.tokens * width
-    entered, out_of = enter(tape, work, x, inputs)
-    gate, of_gate = linear(tape, work, entered, work.tokens, inputs, width)
+    entered, due, out_of = enter(tape, work, x, inputs)
+    gate, of_gate = linear(tape, work, entered, work.tokens, inputs, width, due=due)
     active, saved_gate = tape.new(size), tape.save(gate)
     tape.drop(gate)
-    up, of_up = linear(tape, work, entered, work.tokens, inputs, width)
+    up, of_up = linear(tape, work, entered, work.tokens, inputs, width, due=due)
     product = tape.new(size)
     saved = (tape.save(active), tape.save(up))
     tape.drop(active, up)
@@ -38,8 +38,8 @@ def tanh_gelu_in_steps(tape: Tape, work: Work, x: Storage, width: float, inputs:
     """x W, then u/2 * (1 + tanh(c (u + k u^3))) operation by operation, times the second weight. Kept of the
     activation: u, u/2, the tanh, one plus it, and the product."""
     size = work.element * work.tokens * width
-    entered, out_of = enter(tape, work, x, inputs)
-    u, of_u = linear(tape, work, entered, work.tokens, inputs, width)
+    entered, due, out_of = enter(tape, work, x, inputs)
+    u, of_u = linear(tape, work, entered, work.tokens, inputs, width, due=due)
     saved_u = tape.save(u)
     half = tape.new(size)
     power = tape.new(size)

@@ -23,7 +23,7 @@ class Ranks:
 def latent(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core, ranks: Ranks) -> Result:
     """Low-rank outputs, their norms, whole queries and keys and the up-projected values are kept."""
     h, tokens, e = work.hidden, work.tokens, work.element
-    entered, out_of = enter(tape, work, x, h)
+    entered, due, out_of = enter(tape, work, x, h)
     count = heads.queries
     steps: list[Backward] = []
 
@@ -31,17 +31,18 @@ def latent(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core, ranks: 
         low, of_low = linear(tape, work, entered, tokens, h, ranks.query)
         normed, of_norm = rms_norm(tape, work, low, tokens, ranks.query)
         tape.drop(low)
-        q, of_q_product = linear(tape, work, normed, tokens, ranks.query, count * heads.qk)
+        q, of_q_product = linear(tape, work, normed, tokens, ranks.query, count * heads.qk, due=due)
         tape.drop(normed)
         steps = [of_q_product, of_norm, of_low]
     else:
-        q, of_q_product = linear(tape, work, entered, tokens, h, count * heads.qk)
+        q, of_q_product = linear(tape, work, entered, tokens, h, count * heads.qk, due=due)
         steps = [of_q_product]
     compressed_width = ranks.key_value + ranks.rotary
     compressed, of_compressed = linear(tape, work, entered, tokens, h, compressed_width)
     normed, of_kv_norm = rms_norm(tape, work, compressed, tokens, ranks.key_value)
     plain = heads.qk - ranks.rotary
-    expanded, of_expanded = linear(tape, work, normed, tokens, ranks.key_value, count * (plain + heads.v))
+    up = count * (plain + heads.v)
+    expanded, of_expanded = linear(tape, work, normed, tokens, ranks.key_value, up, due=due)
     tape.drop(normed)
     rotated_q = _rotate_pairs(tape, e * tokens * count * ranks.rotary)
     rotated_k = _rotate_pairs(tape, e * tokens * ranks.rotary)
@@ -56,7 +57,7 @@ def latent(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core, ranks: 
 
     def backward(gradient: Storage, accumulated: Storage | None = None) -> Storage:
         of_q, of_k, of_v = core_backward(of_mixed(back_in(gradient)))
-        of_expanded_out = tape.new(e * tokens * count * (plain + heads.v))
+        of_expanded_out = tape.new(e * tokens * up)
         tape.drop(of_v)
         of_rotary_key = tape.new(e * tokens * ranks.rotary)
         of_normed = of_expanded(of_expanded_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from meshwright.cost.program.tape import Backward, Storage, Tape
 from meshwright.cost.program.work import FP32, Work
@@ -12,11 +13,37 @@ Norm = Callable[[Tape, Work, Storage, float, float], Result]
 """(tape, work, input, rows, width)"""
 
 
+@dataclass(eq=False)
+class Due:
+    """Inputs, output gradients and bytes of weight gradients that a block's products have left to its entering."""
+
+    left: list[tuple[Storage | None, Storage, float, bool]] = field(
+        default_factory=list[tuple[Storage | None, Storage, float, bool]]
+    )
+
+    def gradients(self, tape: Tape) -> list[tuple[Storage, bool]]:
+        """Made one by one, what each was made of goes; all are there at the end. (`shared` of each.)"""
+        made: list[tuple[Storage, bool]] = []
+        for x, gradient, nbytes, shared in self.left:
+            made.append((tape.new(nbytes), shared))
+            tape.drop(x, gradient)
+        self.left.clear()
+        return made
+
+
 def linear(
-    tape: Tape, work: Work, x: Storage, rows: float, inputs: float, outputs: float, *, shared: bool = False
+    tape: Tape,
+    work: Work,
+    x: Storage,
+    rows: float,
+    inputs: float,
+    outputs: float,
+    *,
+    due: Due | None = None,
+    shared: bool = False,
 ) -> Result:
-    """y = x W: x is kept. Backward makes the weight's gradient, then the input's. `shared`: the weight has another use,
-    whose gradient comes later."""
+    """y = x W: x is kept. Backward makes the weight's gradient, then the input's. `due`: the weight's is left to the
+    entering of the block. `shared`: the weight has another use, whose gradient comes later."""
     y = tape.new(work.element * rows * outputs)
     kept, split = tape.save(x), tape.split
 
@@ -27,16 +54,24 @@ def linear(
             tape.leave(x, gradient, weight)
             tape.drop(gradient, kept)
             return tape.add(of_input, accumulated)
+        if due is not None:
+            of_input = tape.new(work.element * rows * inputs)
+            due.left.append((kept, gradient, weight, shared))
+            return tape.add(of_input, accumulated)
         of_weight, of_input = tape.new(weight), tape.new(work.element * rows * inputs)
         tape.drop(gradient, kept)
         total = tape.add(of_input, accumulated)
-        if shared:
-            tape.head_gradient = of_weight
-        else:
-            tape.weight_gradient(of_weight)
+        _complete(tape, of_weight, shared)
         return total
 
     return y, backward
+
+
+def _complete(tape: Tape, of_weight: Storage, shared: bool) -> None:
+    if shared:
+        tape.head_gradient = of_weight
+    else:
+        tape.weight_gradient(of_weight)
 
 
 def rms_norm(tape: Tape, work: Work, x: Storage, rows: float, width: float) -> Result:
@@ -119,16 +154,23 @@ def _replaced(tape: Tape, storage: Storage, nbytes: float) -> Storage:
     return copy
 
 
-def enter(tape: Tape, work: Work, x: Storage, width: float) -> Result:
-    """Into a block: the sequence is gathered (held with the shard until the block returns), or nothing happens."""
-    if not work.scattered:
-        return tape.hold(x), _through(tape)
-    gathered = _gather(tape, work, width)
+def enter(tape: Tape, work: Work, x: Storage, width: float) -> tuple[Storage, Due | None, Backward]:
+    """Into a block: the sequence is gathered (held with the shard until the block returns), or nothing happens.
+    Backward, the weight gradients that are due are made while the input's is summed over tp."""
+    due = Due() if work.tp > 1 and not tape.split else None
+    entered = _gather(tape, work, width) if work.scattered else tape.hold(x)
 
     def backward(gradient: Storage, accumulated: Storage | None = None) -> Storage:
-        return tape.add(_scatter(tape, work, width, gradient), accumulated)
+        total, sent = (_scattered(tape, work, width), gradient) if work.scattered else (gradient, None)
+        laid_out = tape.new(gradient.nbytes) if work.scattered and work.batch > 1 else None  # rank by rank
+        made = due.gradients(tape) if due else []
+        tape.drop(sent, laid_out)
+        total = tape.add(total, accumulated)
+        for of_weight, shared in made:
+            _complete(tape, of_weight, shared)
+        return total
 
-    return gathered, backward
+    return entered, due, backward
 
 
 def leave(tape: Tape, work: Work, partial: Storage, width: float) -> Result:
@@ -160,11 +202,15 @@ def _gather(tape: Tape, work: Work, width: float) -> Storage:
 
 
 def _scatter(tape: Tape, work: Work, width: float, partial: Storage) -> Storage:
-    scattered = tape.new(work.element * work.rows * width)
+    scattered = _scattered(tape, work, width)
     if work.batch > 1:
         tape.passing(work.element * work.tokens * width)  # laid out rank by rank
     tape.drop(partial)
     return scattered
+
+
+def _scattered(tape: Tape, work: Work, width: float) -> Storage:
+    return tape.new(work.element * work.rows * width)
 
 
 def with_bias(tape: Tape, out: Storage) -> Storage:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from meshwright.errors import InputError
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.slices import GradientSum, TensorSlice
+from meshwright.runtime.tensor_parallel.entering import enter
 from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 
@@ -54,7 +55,7 @@ class SequenceParallelAttention(nn.Module):
         self.o_proj = RowParallelLinear({"weight": rows}, self.region)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        entered = self.region.enter(hidden_states)
+        entered = enter(hidden_states, (self.q_proj, self.k_proj, self.v_proj), self.region)
         batch, seq = entered.shape[:2]
         q, k, v = (
             projection(entered).view(batch, seq, -1, self.head_dim).transpose(1, 2)

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from meshwright.runtime.slices import TensorSlice
-from meshwright.runtime.split_backward import SplitBackward, split_linear
+from meshwright.runtime.split_backward import LeavesWeights, SplitBackward, split_linear
 from meshwright.runtime.tensor_parallel.region import TensorParallelRegion
 
 Slices = Mapping[str, TensorSlice]
@@ -59,12 +59,17 @@ class _Linear(nn.Module):
 
 
 class ColumnParallelLinear(_Linear):
-    """y = x W^T + b with the outputs split: [.., in] -> [.., out/tp]."""
+    """y = x W^T + b with the outputs split: [.., in] -> [.., out/tp]. `due`: to whom the next call leaves its weight
+    gradients (`entering`)."""
 
     def __init__(self, slices: Slices, transposed: bool = False) -> None:
         super().__init__(slices, transposed)
+        self.due: LeavesWeights | None = None
 
     def forward(self, entered: Tensor) -> Tensor:
+        due, self.due = self.due, None
+        if due is not None:
+            return split_linear(entered, self.weight, self.bias, self.transposed, due)
         return self.product(entered, self.bias)
 
 

@@ -1,17 +1,19 @@
 """How activations enter and leave a tensor-parallel block, with or without sequence parallelism.
 
 Outside a block activations are [b, s, h] replicated over tp, or [b, s/tp, h] sequence shards; inside they are
-[b, s, h]. Entering is done once per block (a pre-hook of the attention or MLP module), not once per product.
+[b, s, h]. Entering is done once per block (`entering.hook`), not once per product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed import Work
 
 from meshwright.runtime.collectives import (
+    all_reduce,
+    begin_reduce_scatter_sequence,
     copy_to_axis,
     gather_sequence_from_axis,
     reduce_from_axis,
@@ -39,6 +41,13 @@ class TensorParallelRegion:
             return gather_sequence_from_axis(tensor, self.axis, what)
         return copy_to_axis(tensor, self.axis, what)
 
+    def begin_sum(self, gradient: Tensor, what: str) -> tuple[Tensor, Work | None]:
+        """What `enter` does backward [b, s, h], and the work to wait for before its result is read."""
+        if self.sequence_parallel:
+            return begin_reduce_scatter_sequence(gradient, self.axis, what)
+        whole = gradient.contiguous()
+        return whole, all_reduce(whole, self.axis, what, async_op=True)
+
     def leave(self, partial: Tensor, what: str = LAYER_OUTPUT) -> Tensor:
         """Forward: all-reduce, or reduce-scatter of the sequence. Backward: identity, or all-gather."""
         if self.sequence_parallel:
@@ -57,15 +66,3 @@ class TensorParallelRegion:
             return tensor
         shard = tensor.shape[dim] // self.axis.size
         return tensor.narrow(dim, self.axis.rank * shard, shard)
-
-    def hook(self, block: nn.Module) -> None:
-        """Make a module enter the region with its hidden states (first argument, or `hidden_states` by keyword)."""
-
-        def pre_hook(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (self.enter(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": self.enter(kwargs["hidden_states"])}
-
-        block.register_forward_pre_hook(pre_hook, with_kwargs=True)
