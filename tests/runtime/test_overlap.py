@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from meshwright.doctor.overlap import length, matched
 from meshwright.errors import InputError
 from meshwright.measurements import RankTimeline, TimedCall, TimedWork
 from meshwright.runtime.trainer import train_forked
@@ -17,6 +18,7 @@ from .layouts import INTERLEAVED
 from .tiny import tiny
 
 HALF_A_BATCH = {"micro_batch": 2}
+WIDE = {"hidden": 512, "mlp": 1408, "kv_heads": 4}
 
 
 def traced(folder: Path, layout: dict[str, Any], **model: Any) -> list[RankTimeline]:
@@ -35,14 +37,32 @@ def computes_meanwhile(timeline: RankTimeline, call: TimedCall) -> list[TimedWor
 
 
 def test_gradients_of_replicas_are_reduced_while_backward_still_runs(tmp_path: Path):
-    wide = {"hidden": 512, "mlp": 1408, "kv_heads": 4}  # two slices of the flat buffer
-    for timeline in traced(tmp_path, {"dp": 2, **HALF_A_BATCH}, **wide):
+    for timeline in traced(tmp_path, {"dp": 2, **HALF_A_BATCH}, **WIDE):  # two slices of the flat buffer
         last = [work for work in timeline.work if work.kind == "B"][-1]
         slices = [call for call in timeline.calls if call.what == "layer gradients"]
         assert len(slices) == 2
         assert last.start_s < slices[0].issued_s < last.end_s
         assert last in computes_meanwhile(timeline, slices[0])
         assert (slices[0].ended_s or 0.0) > slices[0].issued_s
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_the_gradient_of_a_blocks_input_is_summed_over_tp_while_weight_gradients_are_computed(
+    tmp_path: Path, sequence_parallel: bool
+):
+    layout = {"tp": 2, "sequence_parallel": sequence_parallel, **HALF_A_BATCH}
+    sums = [
+        found
+        for found in matched(traced(tmp_path, layout, **WIDE))
+        if found.call.phase == "backward" and found.call.what in ("block input", "head input")
+    ]
+    blocks, microbatches, ranks = 2 * 4 + 1, 4, 2
+    assert len(sums) == ranks * microbatches * blocks
+    assert all(len(found.call.waits) == 2 for found in sums)  # posted, and waited for later
+    in_flight = sum(found.end_s - found.met_s for found in sums)
+    assert (
+        sum(length(found.exposed) for found in sums) < 0.9 * in_flight
+    )  # all of it where the sum is waited for at once
 
 
 def test_a_stage_computes_while_what_it_has_sent_is_on_its_way(tmp_path: Path):

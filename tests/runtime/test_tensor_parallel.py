@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from meshwright.errors import InputError
 from meshwright.layout.config import HybridParallelConfig
 from meshwright.ledger import Collective, Phase
 from meshwright.runtime.collectives import all_to_all, gather_sequence_from_axis, reduce_scatter_sequence_to_axis
 from meshwright.runtime.launch import Device, run_ranks
-from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager
+from meshwright.runtime.process_groups import AxisGroup, ProcessGroupManager, WorkOnAxis
 from meshwright.runtime.tensor_parallel import (
     SequenceParallelAttention,
     cross_entropy_sum,
@@ -112,6 +114,48 @@ def plain_attention(hidden: Tensor, weights: dict[str, Tensor]) -> Tensor:
 def test_sequence_parallel_attention_equals_plain_attention(kv_heads: int, tp: int):
     for errors in run_ranks(tp, attention_error, kv_heads, tp):
         assert max(errors) < 1e-12
+
+
+class SeenProducts(TorchDispatchMode):
+    """Writes down products with a result of this shape, and sums over an axis."""
+
+    def __init__(self, shape: tuple[int, ...], order: list[str]) -> None:
+        super().__init__()
+        self._shape, self._order = shape, order
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default and tuple(found.shape) == self._shape:
+            self._order.append("weight gradient")
+        if "reduce_scatter" in str(func):
+            self._order.append("sum begins")
+        return found
+
+
+def order_of_backward() -> list[str]:
+    """Of an attention block of three products of one shape."""
+    groups = tp_groups(2)
+    module = SequenceParallelAttention(HIDDEN, HEADS, HEADS, HEAD_DIM, groups.axis("tp"))
+    for name, parameter in list(module.named_parameters()):
+        owner = module.get_submodule(name.rpartition(".")[0])
+        owner.register_parameter("weight", nn.Parameter(drawn(*parameter.shape)))
+    output = module(drawn(2, SEQ // 2, HIDDEN).requires_grad_())
+    order: list[str] = []
+
+    def wait(_work: WorkOnAxis) -> bool:
+        order.append("sum is waited for")
+        return True
+
+    local_shape = (HEADS * HEAD_DIM // 2, HIDDEN)  # of the output product it is the other way round
+    with patch.object(WorkOnAxis, "wait", wait), SeenProducts(local_shape, order):
+        output.sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    return order
+
+
+def test_weight_gradients_of_a_block_are_computed_between_the_sum_of_its_input_gradient_and_the_wait_for_it():
+    for order in run_ranks(2, order_of_backward):
+        assert order == ["sum begins", *["weight gradient"] * 3, "sum is waited for"]
 
 
 def heads_that_do_not_divide() -> None:

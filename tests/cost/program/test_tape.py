@@ -58,6 +58,28 @@ def test_a_split_product_leaves_its_input_and_the_gradient_of_its_output() -> No
     assert tape.left_weight_bytes == 2.0 * 4 * 6
 
 
+def test_products_of_a_tensor_parallel_block_leave_their_weight_gradients_to_its_entering() -> None:
+    work = Work(batch=1, seq=8, hidden=4, element=2.0, tp=2)
+    tape = Tape(gathered=True)  # weight gradients stay
+    x = tape.new(work.stream)
+    entered, due, out_of = enter(tape, work, x, 4)
+    products = [linear(tape, work, entered, 8, 4, 6, due=due) for _ in range(2)]
+    tape.drop(x, entered, *[y for y, _ in products])
+    total = None
+    for _, backward in products:
+        total = backward(tape.new(2.0 * 8 * 6), total)
+    assert total is not None
+    inputs, outputs, weight = 2.0 * 8 * 4, 2.0 * 8 * 6, 2.0 * 4 * 6
+    assert tape.live == inputs + 2 * outputs + inputs  # what came in, both outputs' gradients, the input's
+    assert not tape.unit_gradients
+    tape.peak = tape.live
+    total = out_of(total)
+    # the first weight's gradient beside all of it; the second's when the first output's gradient has gone
+    assert tape.peak == inputs + 2 * outputs + inputs + weight
+    assert tape.live == total.nbytes + 2 * weight
+    assert len(tape.unit_gradients) == 2
+
+
 def test_nothing_is_left_of_a_block_after_its_backward_pass() -> None:
     tape = Tape()
     x = Storage(WORK.stream)
