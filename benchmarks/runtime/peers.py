@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.runtime.measure import Reading, Sample
+from benchmarks.runtime.measure import STEPS_BEFORE, Reading, Sample
 from benchmarks.runtime.work import Work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +54,7 @@ def reading(name: str, work: Work, model: Path, steps: int) -> Reading | str:
             "sequences": work.sequences,
             "seq": work.seq,
             "steps": steps,
+            "steps_before": STEPS_BEFORE,
             "answer": str(answer),
         }
         failed = _run(json.dumps(request), Path(folder))

@@ -20,6 +20,7 @@ from meshwright.layout.config import HybridParallelConfig, Precision
 from meshwright.measurements import LayerJob, MachineSamples, ProductSample, StepSample
 from meshwright.runtime.engine import EngineOptions, build_engine
 from meshwright.runtime.families import family_of
+from meshwright.runtime.host_memory import keep_freed_memory
 from meshwright.runtime.launch import Device, run_ranks
 from meshwright.runtime.model_config import config_from_values
 from meshwright.runtime.process_groups import ProcessGroupManager
@@ -74,6 +75,7 @@ def measure_machine(processes: int) -> MachineSamples:
 
 
 def _measure() -> MachineSamples:
+    keep_freed_memory(Device("cpu", "gloo"))  # as a rank that trains does
     resident = resident_bytes_now()
     products = [_product(p, *shape) for p in PRECISIONS for shape in (PRODUCTS if p is Precision.FP32 else NARROW)]
     dist.barrier()

@@ -30,6 +30,7 @@ from meshwright.runtime.data import TokenData
 from meshwright.runtime.engine import Engine, EngineOptions, StepResult, build_engine
 from meshwright.runtime.families import family_of
 from meshwright.runtime.flight_log import flying
+from meshwright.runtime.host_memory import keep_freed_memory
 from meshwright.runtime.launch import Device, host_name, run_ranks
 from meshwright.runtime.metrics import MetricsWriter, Peak, StepMetrics, mfu, peak_memory_bytes
 from meshwright.runtime.oom_kill import noting_kills
@@ -117,6 +118,7 @@ def train_rank(job: TrainingJob, device: Device) -> RankOutcome:
     clear(job.out, dist.get_world_size())
     check_same_plan(f"{job.plan.digest()} {data.digest} {job.resume}", _get_default_store())
     resident = resident_bytes_now()
+    keep_freed_memory(device)
     groups = ProcessGroupManager(job.plan.parallel, device)
     with (
         flying(job.out, groups, job.plan.digest()) as log,
