@@ -57,7 +57,7 @@ class Reading:
 
 def timed(step: Callable[[], float], steps: int) -> Sample:
     """`step` returns its loss."""
-    loss = [step() for _ in range(STEPS_BEFORE)][0]
+    loss, *_ = [step() for _ in range(STEPS_BEFORE)]
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(steps):
         step()

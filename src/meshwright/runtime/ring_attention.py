@@ -1,9 +1,9 @@
 """Ring attention: keys and values travel around the cp ranks while each rank keeps its queries (Liu et al. 2023).
 
 In: queries, keys and values [b, heads, s/c, d] of this rank's positions. Out: the attention of its queries over the
-whole sequence, merged block by block with an online softmax. Backward runs the ring again; gradients of keys and values
-travel with them and come home after c steps: each rank adds its part in fp32 and passes the sum on in the format of the
-keys, as Transformer Engine does. Blocks that are masked wholly are not computed.
+whole sequence, merged part by part with an online softmax (Milakov & Gimelshein 2018). Backward runs the ring again;
+gradients of keys and values travel with them and come home after c steps: each rank adds its part in fp32 and passes
+the sum on in the format of the keys, as Transformer Engine does. Pairs of runs that are masked wholly are not computed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from meshwright.ledger import Collective
+from meshwright.runtime.attention_part import Merged, Pairs, PartKernel, Whole, kernel_for
 from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.process_groups import AxisGroup
 from meshwright.runtime.tensor_parallel.cross_entropy import at_least_fp32
 
 KEYS_AND_VALUES = "keys and values"
 GRADIENTS = "key and value gradients"
+
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -34,33 +38,48 @@ class RingPlan:
     scaling: float
     window: int | None = None
 
-    def mask(self, queries: range, keys: range) -> Tensor | bool | None:
-        """What of a block is allowed: True all, None nothing, else a mask [queries, keys]."""
-        longest, shortest = queries[-1] - keys[0], queries[0] - keys[-1]
-        if longest < 0 or (self.window is not None and shortest >= self.window):
-            return None
-        if shortest >= 0 and (self.window is None or longest < self.window):
-            return True
-        rows, columns = (torch.arange(run.start, run.stop) for run in (queries, keys))
-        distance = rows.unsqueeze(1) - columns.unsqueeze(0)
-        allowed = distance >= 0
-        return allowed if self.window is None else allowed & (distance < self.window)
+    def parts(self, owner: int) -> Iterator[tuple[slice, slice, Pairs]]:
+        """Own queries and the owner's keys that are computed in one call each, nothing that is masked wholly. A rank's
+        own keys are one part, in which every query sees at least itself."""
+        own = self.axis.rank
+        first, second = slice(0, self.run_length), slice(self.run_length, None)
+        if self.window is not None and self.window < self.positions.numel():
+            yield from self._windowed_parts(owner, (first, second))
+        elif owner == own:  # positions ascend, so what is causal in the sequence is causal among them
+            yield ALL, ALL, Pairs(causal=True)
+        elif owner < own:  # its first run lies before both of ours, its second behind both
+            yield ALL, first, Pairs()
+        else:  # our first run lies before both of its runs, our second behind both
+            yield second, ALL, Pairs()
 
-    def blocks(self, owner: int) -> Iterator[tuple[slice, slice, Tensor | bool]]:
-        """The pairs of runs of own queries and the owner's keys that are not masked wholly."""
-        halves = slice(0, self.run_length), slice(self.run_length, None)
+    def _windowed_parts(self, owner: int, halves: tuple[slice, slice]) -> Iterator[tuple[slice, slice, Pairs]]:
+        if owner == self.axis.rank:
+            yield ALL, ALL, Pairs(allowed=self._allowed(self.positions[owner], self.positions[owner]))
+            return
         for rows, queries in zip(halves, self.runs(self.axis.rank), strict=True):
             for columns, keys in zip(halves, self.runs(owner), strict=True):
-                allowed = self.mask(queries, keys)
-                if allowed is not None:
-                    yield rows, columns, allowed
+                longest, shortest = queries[-1] - keys[0], queries[0] - keys[-1]
+                if longest < 0 or shortest >= self._window:
+                    continue
+                whole = shortest >= 0 and longest < self._window
+                numbers = (torch.arange(run.start, run.stop) for run in (queries, keys))
+                yield rows, columns, Pairs() if whole else Pairs(allowed=self._allowed(*numbers))
+
+    @property
+    def _window(self) -> int:
+        return self.positions.numel() if self.window is None else self.window
+
+    def _allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Which pairs of positions are causal and within the window, [queries, keys]."""
+        distance = queries.unsqueeze(1) - keys.unsqueeze(0)
+        return (distance >= 0) & (distance < self._window)
 
     @property
     def run_length(self) -> int:
         return self.positions.shape[1] // 2
 
     def runs(self, rank: int) -> tuple[range, range]:
-        """The two runs of positions of a rank as numbers: which blocks are masked never waits for a tensor."""
+        """The two runs of positions of a rank as numbers: which parts are masked never waits for a tensor."""
         first, second = (run * self.run_length for run in (rank, 2 * self.axis.size - 1 - rank))
         return range(first, first + self.run_length), range(second, second + self.run_length)
 
@@ -99,29 +118,23 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, plan: RingPlan) -> Tensor:
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: RingPlan) -> Tensor:
-        axis = plan.axis
+        axis, width = plan.axis, k.shape[-1]
         kept = torch.cat((k, v), dim=-1).contiguous()
-        travelling = kept
-        precise = at_least_fp32(q)
-        # largest logit, sum of exponentials and weighted values so far (Milakov & Gimelshein 2018)
-        largest = precise.new_full((*q.shape[:3], 1), float("-inf"))
-        total = torch.zeros_like(largest)
-        mixed = precise.new_zeros((*q.shape[:3], v.shape[-1]))
+        travelling, merged = kept, None
         for step in range(axis.size):
             hop = _Hop(travelling, axis, KEYS_AND_VALUES) if step < axis.size - 1 else None
-            for rows, columns, allowed in plan.blocks((axis.rank - step) % axis.size):
-                scores, values = _scores(precise[:, :, rows], travelling[:, :, columns], k.shape[-1], plan, allowed)
-                bigger = torch.maximum(largest[:, :, rows], scores.amax(dim=-1, keepdim=True))
-                base = bigger.masked_fill(bigger == float("-inf"), 0.0)
-                shrink = torch.exp(largest[:, :, rows] - base)
-                weights = torch.exp(scores - base)
-                total[:, :, rows] = total[:, :, rows] * shrink + weights.sum(dim=-1, keepdim=True)
-                mixed[:, :, rows] = mixed[:, :, rows] * shrink + weights @ values
-                largest[:, :, rows] = bigger
+            for rows, columns, pairs in plan.parts((axis.rank - step) % axis.size):
+                part = _part(q, travelling, rows, columns, width, pairs)
+                found = part.kernel.forward(*part.heads, pairs, plan.scaling)
+                if merged is None:
+                    merged = Merged(*found)
+                else:
+                    merged.add(rows, *found)
             travelling = hop.wait() if hop else travelling
-        output = (mixed / total).to(q.dtype)
-        ctx.save_for_backward(q, kept, output, largest + total.log())
-        ctx.plan, ctx.key_width = plan, k.shape[-1]
+        assert merged is not None
+        output = merged.output.to(q.dtype)
+        ctx.save_for_backward(q, kept, output, merged.log_sum)
+        ctx.plan, ctx.key_width = plan, width
         return output
 
     @staticmethod
@@ -129,46 +142,34 @@ class _RingAttention(torch.autograd.Function):
         q, travelling, output, log_total = ctx.saved_tensors
         plan: RingPlan = ctx.plan
         axis, width = plan.axis, ctx.key_width
-        precise, grad = at_least_fp32(q), at_least_fp32(grads[0])
-        delta = (grad * output).sum(dim=-1, keepdim=True)
-        query_grad = torch.zeros_like(precise)
-        key_value_grad = arrived = torch.zeros_like(travelling, dtype=precise.dtype)
-        groups = q.shape[1] // travelling.shape[1]
+        grad, received = grads[0], None
+        query_grad = torch.zeros_like(q, dtype=log_total.dtype)
         for step in range(axis.size):
             hop = _Hop(travelling, axis, KEYS_AND_VALUES) if step < axis.size - 1 else None
-            for rows, columns, allowed in plan.blocks((axis.rank - step) % axis.size):
-                block = travelling[:, :, columns]
-                scores, values = _scores(precise[:, :, rows], block, width, plan, allowed)
-                weights = torch.exp(scores - log_total[:, :, rows])
-                value_grad = weights.transpose(-1, -2) @ grad[:, :, rows]
-                score_grad = weights * (grad[:, :, rows] @ values.transpose(-1, -2) - delta[:, :, rows]) * plan.scaling
-                keys = _repeated(at_least_fp32(block[..., :width]), groups)
-                query_grad[:, :, rows] += score_grad @ keys
-                key_grad = score_grad.transpose(-1, -2) @ precise[:, :, rows]
-                key_value_grad[:, :, columns, :width] += _summed(key_grad, groups)
-                key_value_grad[:, :, columns, width:] += _summed(value_grad, groups)
-            home = _Hop(key_value_grad.to(travelling.dtype), axis, GRADIENTS)
+            if received is None:
+                pair_grad = torch.zeros_like(travelling, dtype=log_total.dtype)
+            else:
+                pair_grad = at_least_fp32(received)
+            for rows, columns, pairs in plan.parts((axis.rank - step) % axis.size):
+                part = _part(q, travelling, rows, columns, width, pairs)
+                whole = Whole(output[:, :, rows], log_total[:, :, rows])
+                of_q, *of_pair = part.kernel.backward(grad[:, :, rows], whole, *part.heads, pairs, plan.scaling)
+                query_grad[:, :, rows] += of_q
+                pair_grad[:, :, columns] += torch.cat(of_pair, dim=-1)
+            home = _Hop(pair_grad.to(travelling.dtype), axis, GRADIENTS)
             travelling = hop.wait() if hop else travelling
-            arrived = home.wait()
-            key_value_grad = arrived.to(precise.dtype)
-        return query_grad.to(q.dtype), arrived[..., :width], arrived[..., width:], None
+            received = home.wait()
+        assert received is not None
+        return query_grad.to(q.dtype), received[..., :width], received[..., width:], None
 
 
-def _scores(q: Tensor, block: Tensor, width: int, plan: RingPlan, allowed: Tensor | bool) -> tuple[Tensor, Tensor]:
-    """Masked logits [b, heads, queries, keys] of a block of keys and values, and its values for every head."""
-    block = _repeated(at_least_fp32(block), q.shape[1] // block.shape[1])
-    scores = q @ block[..., :width].transpose(-1, -2) * plan.scaling
-    if isinstance(allowed, Tensor):
-        scores = scores.masked_fill(~allowed.to(scores.device), float("-inf"))
-    return scores, block[..., width:]
+@dataclass(frozen=True)
+class _Part:
+    kernel: PartKernel
+    heads: tuple[Tensor, Tensor, Tensor]
 
 
-def _repeated(heads: Tensor, times: int) -> Tensor:
-    return heads if times == 1 else heads.repeat_interleave(times, dim=1)
-
-
-def _summed(heads: Tensor, times: int) -> Tensor:
-    """The gradient of `_repeated`."""
-    if times == 1:
-        return heads
-    return heads.unflatten(1, (-1, times)).sum(dim=2)
+def _part(q: Tensor, block: Tensor, rows: slice, columns: slice, width: int, pairs: Pairs) -> _Part:
+    """Own queries, the keys and the values of a part, and what computes it."""
+    heads = (q[:, :, rows], block[:, :, columns, :width], block[:, :, columns, width:])
+    return _Part(kernel_for(*heads, pairs), heads)

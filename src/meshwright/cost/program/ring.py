@@ -1,135 +1,80 @@
-"""Ring attention on one rank: keys and values travel, queries stay, blocks of scores are worked on in fp32.
+"""Ring attention on one rank: keys and values travel, queries stay, each part is one call of a fused kernel.
 
-Kept for backward: queries, keys and values side by side, the output and the logarithm of the sums. Both passes hold
-what travels and, per block of half the rank's tokens squared, the tensors named here; those of a block live on until
-the next block has made its own.
+Kept for backward: queries, keys and values side by side, the output and the logarithm of the sums. Two parts of a pass
+are walked through: the rank's own keys, and the larger of what another rank's keys make (all queries, half the keys).
+Masks of sliding windows, which the runtime makes one after the other, are left out.
 """
 
 from __future__ import annotations
 
 from meshwright.cost.program.core import CoreBackward, Gradients, Heads
 from meshwright.cost.program.tape import Storage, Tape
-from meshwright.cost.program.work import FP32, INDEX, Work
-
-BLOCKS = 2
-"""Blocks of a step of the ring that are walked through: the second is made beside the first."""
+from meshwright.cost.program.work import FP32, Work
 
 
 def ring(tape: Tape, work: Work, heads: Heads, q: Storage, k: Storage, v: Storage) -> tuple[Storage, CoreBackward]:
-    """One pass around the ring; at least two blocks follow one another, so two are walked through."""
-    e, tokens = work.element, work.tokens
-    of_values = FP32 * tokens * heads.queries * heads.v
+    """One pass around the ring."""
+    e, tokens, width = work.element, work.tokens, max(heads.qk, heads.v)
+    per_query = FP32 * tokens * heads.queries
     kept = tape.new(e * tokens * heads.keys * (heads.qk + heads.v))
-    precise = tape.new(FP32 * tokens * heads.queries * heads.qk) if work.narrow else tape.hold(q)
-    largest, total = (tape.new(FP32 * tokens * heads.queries) for _ in range(2))
-    mixed = tape.new(of_values)
     arriving = tape.new(kept.nbytes)
-    block = _Block(tape, work, heads)
-    for _ in range(BLOCKS):
-        block.scores()
-        block.weights()
-        tape.passing(*[of_values / 2] * 3)
-    block.close()
-    tape.drop(arriving)
-    wide = tape.new(of_values)
-    out = tape.new(e * tokens * heads.queries * heads.v) if work.narrow else tape.hold(wide)
-    tape.drop(wide)
-    log_total = tape.new(FP32 * tokens * heads.queries)
-    saved = [tape.save(x) for x in (q, kept, out, log_total)]
-    tape.drop(kept, precise, largest, total, mixed, log_total)
-    contiguous = tape.new(out.nbytes)  # [b, s/c, heads, d]
-    tape.drop(out)
+    own = tape.new(e * tokens * heads.queries * width)
+    log_sum = tape.new(per_query)
+    merged = tape.new(per_query * heads.v) if work.narrow else tape.hold(own)
+    sent_on = tape.new(kept.nbytes) if work.cp > 2 else None  # what came, beside what comes next
+    other, other_log = tape.new(own.nbytes), tape.new(per_query)
+    tape.drop(own)
+    difference, share = tape.new(per_query), tape.new(per_query)
+    tape.drop(difference)
+    tape.passing(*[per_query * heads.v] * work.narrow)
+    tape.passing(per_query)
+    tape.drop(other, other_log, share, arriving, sent_on)
+    out = tape.new(e * tokens * heads.queries * heads.v) if work.narrow else tape.hold(merged)
+    saved = [tape.save(x) for x in (q, kept, out, log_sum)]
+    tape.drop(kept, merged, log_sum)
+    if width > heads.v and not work.narrow:  # the output is some columns of what the kernel gave
+        columns = tape.new(e * tokens * heads.queries * heads.v)
+        tape.drop(out)
+        out = columns
 
     def backward(gradient: Storage) -> Gradients:
         return _backward(tape, work, heads, gradient, saved)
 
-    return contiguous, backward
+    return out, backward
 
 
 def _backward(tape: Tape, work: Work, heads: Heads, gradient: Storage, saved: list[Storage | None]) -> Gradients:
     e, tokens = work.element, work.tokens
-    queries = FP32 * tokens * heads.queries * heads.qk
     pair = tokens * heads.keys * (heads.qk + heads.v)
-    precise = (tape.new(queries), tape.new(FP32 * tokens * heads.queries * heads.v)) if work.narrow else ()
-    tape.passing(FP32 * tokens * heads.queries * heads.v)
-    delta = tape.new(FP32 * tokens * heads.queries)
-    of_q, of_pair = tape.new(queries), tape.new(FP32 * pair)
+    of_q = tape.new(FP32 * tokens * heads.queries * heads.qk)
     arriving = tape.new(e * pair)
-    sent, arrived = tape.hold(of_pair), tape.hold(of_pair)  # no gradient has travelled yet
-    block = _Block(tape, work, heads)
-    for step in range(2 * BLOCKS):
-        if step == BLOCKS:  # gradients go on to the next rank, in the keys' format, and those of another rank come
-            tape.drop(sent, arrived)
-            sent = tape.new(e * pair) if work.narrow else tape.hold(of_pair)
-            arrived = tape.new(e * pair)
-            following = tape.new(FP32 * pair) if work.narrow else tape.hold(arrived)
-            tape.drop(of_pair)
-            of_pair = following
-        block.scores()
-        block.weights()
-        block.gradients()
-    block.close()
-    tape.drop(arriving, delta, of_pair, sent)
+    of_pair = tape.new(FP32 * pair)
+    part = _part_gradients(tape, work, heads, None, keys=tokens)
+    sent, received = _hop(tape, work, of_pair, pair)
+    sent_on = tape.new(e * pair) if work.cp > 2 else None
+    following = tape.new(FP32 * pair) if work.narrow else tape.hold(received)
+    tape.drop(of_pair)
+    part = _part_gradients(tape, work, heads, part, keys=tokens / 2)
+    last_sent, home = _hop(tape, work, following, pair)
+    tape.drop(*part, sent, received, sent_on, arriving)
     whole_q = tape.new(e * tokens * heads.queries * heads.qk) if work.narrow else tape.hold(of_q)
-    of_k, of_v = (tape.view(arrived, e * tokens * heads.keys * width) for width in (heads.qk, heads.v))
-    tape.drop(arrived, of_q, *precise, gradient, *saved)
+    tape.drop(last_sent, following)
+    of_k, of_v = (tape.view(home, e * tokens * heads.keys * width) for width in (heads.qk, heads.v))
+    tape.drop(home, of_q, gradient, *saved)
     return whole_q, of_k, of_v
 
 
-class _Block:
-    """The tensors of one block of scores, whose names hold them until the next block's take their place."""
+def _part_gradients(tape: Tape, work: Work, heads: Heads, before: list[Storage] | None, keys: float) -> list[Storage]:
+    """Of a part's queries, keys and values, and the latter two side by side; the part before lives on so far."""
+    e, width = work.element, max(heads.qk, heads.v)
+    of_q = tape.new(e * work.tokens * heads.queries * width)
+    of_k, of_v = (tape.new(e * keys * heads.keys * width) for _ in range(2))
+    tape.drop(*(before or []))
+    tape.passing(e * keys * heads.keys * (heads.qk + heads.v))
+    return [of_q, of_k, of_v]
 
-    def __init__(self, tape: Tape, work: Work, heads: Heads) -> None:
-        self.tape, self.heads = tape, heads
-        self.half = work.tokens / 2  # tokens of a run, times sequences
-        run = self.half / work.batch
-        self.pairs = FP32 * work.batch * heads.queries * run * run
-        self.mask_bytes = run * run
-        self.names: dict[str, Storage] = {}
 
-    def name(self, what: str, storage: Storage) -> None:
-        self.tape.drop(self.names.pop(what, None))
-        self.names[what] = storage
-
-    def close(self) -> None:
-        self.tape.drop(*self.names.values())
-        self.names.clear()
-
-    def scores(self) -> None:
-        """Keys and values of the block in fp32 for every head, and the masked products."""
-        tape, heads = self.tape, self.heads
-        distance, allowed = tape.new(INDEX * self.mask_bytes), tape.new(self.mask_bytes)
-        tape.drop(distance)
-        self.name("allowed", allowed)
-        width = heads.qk + heads.v
-        pair = tape.new(FP32 * self.half * heads.keys * width)
-        if heads.queries > heads.keys:
-            repeated = tape.new(FP32 * self.half * heads.queries * width)
-            tape.drop(pair)
-            pair = repeated
-        product, scaled = tape.new(self.pairs), tape.new(self.pairs)
-        tape.drop(product)
-        refused, masked = tape.new(self.mask_bytes), tape.new(self.pairs)
-        tape.drop(scaled, refused)
-        self.name("scores", masked)
-        self.name("values", pair)
-
-    def weights(self) -> None:
-        shifted, weights = self.tape.new(self.pairs), self.tape.new(self.pairs)
-        self.tape.drop(shifted)
-        self.name("weights", weights)
-
-    def gradients(self) -> None:
-        """Of values, scores and keys."""
-        tape, heads = self.tape, self.heads
-        self.name("value gradient", tape.new(FP32 * self.half * heads.queries * heads.v))
-        product, less = tape.new(self.pairs), tape.new(self.pairs)
-        tape.drop(product)
-        weighed = tape.new(self.pairs)
-        tape.drop(less)
-        scaled = tape.new(self.pairs)
-        tape.drop(weighed)
-        self.name("score gradient", scaled)
-        self.name("keys", tape.new(FP32 * self.half * heads.queries * heads.qk))
-        tape.passing(FP32 * self.half * heads.queries * heads.qk)
-        self.name("key gradient", tape.new(FP32 * self.half * heads.queries * heads.qk))
+def _hop(tape: Tape, work: Work, of_pair: Storage, pair: float) -> tuple[Storage, Storage]:
+    """What is sent, in the format of the keys, and what comes in its place."""
+    sent = tape.new(work.element * pair) if work.narrow else tape.hold(of_pair)
+    return sent, tape.new(work.element * pair)
