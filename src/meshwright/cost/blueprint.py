@@ -11,6 +11,7 @@ ends in one, and what every stage does whatever it holds. A stage is a vector of
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -55,7 +56,7 @@ class Blueprint:
 
     units [u], states [d], shapes [p]; blocks [b] = unit x shape x dp; flows [w] = block x schedule x microbatches;
     cells [e] = state x shape; `flow_of`, `block_of` and `cell_of` [n]. `holds` [p, S, R] counts the roles
-    of a stage. Traffic terms are [u, R], [d, R] and [b, 1].
+    of a stage. Blocks and cells lie shape after shape. Traffic terms are [u, R], [d, R] and [b, 1].
     """
 
     model: ModelSpec
@@ -109,7 +110,8 @@ def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stac
     state_row, state = chunk.distinct(of(*STATE_FRAME), chunk.sharding)
     of_unit, of_state = (unit, len(unit_row)), (state, len(state_row))
     block_row, block = chunk.distinct([shape_of, heads.dp, heads.pp, OVERLAP[heads.schedule]], of_unit)
-    flow_row, flow = chunk.distinct(of("schedule", "dp", "micro_batch", "global_batch"), (block, len(block_row)))
+    # dp and micro batch are the block's: with the global batch they give the number of microbatches
+    flow_row, flow = chunk.distinct(of("schedule", "global_batch"), (block, len(block_row)))
     cell_row, cell = chunk.distinct([shape_of], of_state)
     units, states = _single_microbatch(chunk.take(unit_row)), _single_microbatch(chunk.take(state_row))
     blocks, cells = _single_microbatch(chunk.take(block_row)), _single_microbatch(chunk.take(cell_row))
@@ -186,6 +188,21 @@ def _holdings(shapes: Stages) -> FloatArray:
 def per_role(seconds: FloatArray) -> FloatArray:
     """Costs of probe stages [x, R] as costs of roles: what the empty stage costs too is taken out of every other."""
     return np.concatenate([seconds[:, :-1] - seconds[:, -1:], seconds[:, -1:]], axis=1)
+
+
+def stage_sums(holds: FloatArray, shape_of: IntArray, thing_of: IntArray, table: FloatArray) -> FloatArray:
+    """What every stage of x rows costs [Q, S, x]: the sum over the roles that it holds of the costs of a role.
+
+    Row i has the shape `shape_of[i]` of `holds` [p, S, R], shape after shape, and the costs `table[:, :, thing_of[i]]`
+    of [R, Q, y]. One product of matrices per shape: a small one per row would cost several times as much.
+    """
+    roles, quantities, _ = table.shape
+    sums = np.empty((holds.shape[1], quantities, len(shape_of)))
+    edges = np.searchsorted(shape_of, np.arange(len(holds) + 1))
+    for held, (start, stop) in zip(holds, itertools.pairwise(edges), strict=True):
+        costs = table.take(thing_of[start:stop], axis=2).reshape(roles, -1)
+        sums[:, :, start:stop] = (held @ costs).reshape(len(held), quantities, -1)
+    return sums.transpose(1, 0, 2)
 
 
 def _optimizer_bytes(

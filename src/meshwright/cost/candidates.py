@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float64]
 
 SCHEDULES: tuple[Schedule, ...] = tuple(Schedule)
 RECOMPUTES: tuple[Recompute, ...] = tuple(Recompute)
+ZERO_STAGES = 4
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ class Chunk:
             rows=np.arange(len(candidates)),
             heads=candidates.take(changed),
             of_row=np.cumsum(changed) - 1,
-            sharding=_packed(codes(candidates.zero), codes(candidates.zero_shards)),
-            saving=_packed(codes(candidates.recompute), codes(candidates.recompute_every)),
+            sharding=_packed(codes(candidates.zero_shards), (candidates.zero, ZERO_STAGES)),
+            saving=_packed(codes(candidates.recompute_every), (candidates.recompute, len(RECOMPUTES))),
         )
 
     def only(self, kept: IntArray) -> Chunk:
@@ -227,6 +228,7 @@ def _table_limit(n: int) -> int:
 
 def distinct(columns: Sequence[IntArray | BoolArray]) -> tuple[IntArray, IntArray]:
     """Distinct rows of columns of non-negative integers: the index of one row of each kind, and the kind of each row.
+    Kinds are numbered in the order of their values, the first column first.
 
     Linear in rows: values are counted in tables, not sorted, as long as the tables stay small.
     """
@@ -241,10 +243,12 @@ def _kinds(coded: Sequence[Coded]) -> tuple[IntArray, IntArray]:
         if size * values > largest:
             packed, size = codes(packed)
         packed, size = _packed((packed, size), (code, values))
-    inverse, kinds = codes(packed)
-    first = np.empty(kinds, dtype=np.int64)
-    first[inverse] = np.arange(len(inverse))
-    return first, inverse
+    if size > largest:
+        packed, size = codes(packed)
+    some_row = np.full(size, -1)
+    some_row[packed] = np.arange(len(packed))
+    present = np.flatnonzero(some_row >= 0)
+    return some_row.take(present), _numbered(present, size).take(packed)
 
 
 def _packed(high: Coded, low: Coded) -> Coded:
@@ -261,8 +265,14 @@ def codes(values: IntArray | BoolArray) -> Coded:
     if top > _table_limit(len(whole)):
         kinds, inverse = np.unique(whole, return_inverse=True)
         return inverse.astype(np.int64), len(kinds)
-    table = np.zeros(top, dtype=np.int64)
-    table[whole] = 1
-    order = np.cumsum(table)
-    order -= 1
-    return order.take(whole), int(order[-1]) + 1
+    occurs = np.zeros(top, dtype=np.bool_)
+    occurs[whole] = True
+    present = np.flatnonzero(occurs)
+    return _numbered(present, top).take(whole), len(present)
+
+
+def _numbered(present: IntArray, size: int) -> IntArray:
+    """A table [size] of the place of each value among those present; other entries are never read."""
+    table = np.empty(size, dtype=np.int64)
+    table[present] = np.arange(len(present))
+    return table

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meshwright.cost.blueprint import Blueprint
+from meshwright.cost.blueprint import Blueprint, stage_sums
 from meshwright.cost.candidates import Candidates, FloatArray, IntArray
 from meshwright.cost.collectives import Network
 from meshwright.cost.compute import head_times, layer_times, shop
@@ -140,7 +140,7 @@ class _Levels:
     @classmethod
     def of(cls, plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages, hidden: bool) -> _Levels:
         stack = machine.stack
-        turn = turns(plan, kernels, messages, stack, machine.cluster)
+        turn = turns(plan, kernels, messages, stack, machine.cluster, hidden)
         count = np.maximum(plan.flows.microbatches, 1).astype(np.float64)
         flowing = {name: count * turn.parts[name][plan.block_of_flow] for name in BLOCK_PARTS}
         flowing["bubble"] = _bubble(plan, turn)
@@ -193,11 +193,10 @@ def _data_parallel(
     A reduction hides behind a backward turn (ZeRO-0 and 1: the last microbatch's), parameter gathering of ZeRO-1 and 2
     behind the first forward turn, ZeRO-3 traffic behind the microbatch's whole turn.
     """
-    table = np.stack([state.reduction, state.gathering, state.final], axis=2)
-    cells = plan.holds[plan.shape_of_cell] @ table[plan.state_of_cell]
+    table = np.stack([seconds.T for seconds in (state.reduction, state.gathering, state.final)], axis=1)
     # stage by stage over contiguous columns: this is the one price that is worked out for nearly every candidate
-    costs = np.ascontiguousarray(cells.transpose(2, 1, 0))
-    spans = np.ascontiguousarray(turn.forward.T), np.ascontiguousarray(turn.backward.T)
+    costs = stage_sums(plan.holds, plan.shape_of_cell, plan.state_of_cell, table)
+    spans = turn.forward.T, turn.backward.T
     count = np.maximum(plan.flows.microbatches, 1).astype(np.float64).take(plan.flow_of)
     zero, reductions = plan.zero, np.array([stack.reduction_overlap(stage) for stage in range(3)])
     exposed, under = np.zeros(len(zero)), np.zeros(len(zero))

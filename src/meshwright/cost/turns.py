@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.blueprint import OVERLAP, PAIRED, PLAIN, Blueprint
+from meshwright.cost.blueprint import OVERLAP, PAIRED, PLAIN, Blueprint, stage_sums
 from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
 from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
@@ -64,11 +64,13 @@ class Messages:
     state: StateCommunication
 
 
-def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, cluster: Cluster) -> Turns:
-    """Every block's turns."""
+def turns(
+    plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, cluster: Cluster, detail: bool = True
+) -> Turns:
+    """Every block's turns; what is hidden only where `detail` is wanted. Inside, arrays are [S, b]: there are few
+    stages and many blocks."""
     names, table = _unit_table(plan, kernels, messages, stack)
-    sums = plan.holds[plan.shape_of_block] @ table[plan.unit_of_block]
-    at = dict(zip(names, np.ascontiguousarray(sums.transpose(2, 0, 1)), strict=True))
+    at = dict(zip(names, stage_sums(plan.holds, plan.shape_of_block, plan.unit_of_block, table), strict=True))
     compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
     exposed: dict[str, FloatArray] = {}
     hidden: dict[str, FloatArray] = {}
@@ -83,23 +85,28 @@ def turns(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, c
     busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
     host = _excess(busy_host, device) + _fixed_seconds(plan, stack)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
-    rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=1)
+    rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=0)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
-    weight, pp = plan.stages.weight[plan.shape_of_block], plan.blocks.pp
+    weight, pp = _of_blocks(plan, plan.stages.weight), plan.blocks.pp
 
     def mean(per_stage: FloatArray) -> FloatArray:
-        return np.einsum("bs,bs->b", weight, per_stage) / pp
+        return np.einsum("sb,sb->b", weight, per_stage) / pp
 
     return Turns(
-        forward=forward,
-        backward=backward,
+        forward=forward.T,
+        backward=backward.T,
         mean_forward=mean(forward),
         mean_backward=mean(backward),
         mean_weight_gradient=mean(at["weight_gradient"]),
-        parts={name: parts[name][rows, pace] for name in BLOCK_PARTS},
-        hidden={axis: seconds[rows, pace] for axis, seconds in hidden.items()},
+        parts={name: parts[name][pace, rows] for name in BLOCK_PARTS},
+        hidden={axis: seconds[pace, rows] for axis, seconds in hidden.items()} if detail else {},
         pace_stage=plan.stages.index[plan.shape_of_block, pace],
     )
+
+
+def _of_blocks(plan: Blueprint, of_shapes: IntArray) -> IntArray:
+    """A quantity of the stages of every shape [p, S] as that of the stages of every block [S, b]."""
+    return of_shapes.T.take(plan.shape_of_block, axis=1)
 
 
 def _room(plan: Blueprint, axis: str) -> FloatArray | float:
@@ -107,19 +114,19 @@ def _room(plan: Blueprint, axis: str) -> FloatArray | float:
     the same time."""
     if axis != "ep":
         return HIDING_SHARE
-    return np.where(OVERLAP[plan.blocks.schedule] == PAIRED, 1.0, HIDING_SHARE)[:, None]
+    return np.where(OVERLAP[plan.blocks.schedule] == PAIRED, 1.0, HIDING_SHARE)
 
 
 def _communication(
     plan: Blueprint, at: dict[str, FloatArray], messages: Messages, stack: Stack
 ) -> list[tuple[str, Phase, FloatArray, FloatArray | float]]:
-    """(axis, phase, seconds [b, S], share that may hide) of everything a turn waits for. Stage boundaries hide better
+    """(axis, phase, seconds [S, b], share that may hide) of everything a turn waits for. Stage boundaries hide better
     under schedules that have other work at hand than the next microbatch's."""
-    overlap = OVERLAP[plan.blocks.schedule][:, None]
+    overlap = OVERLAP[plan.blocks.schedule]
     experts = np.where(overlap == PAIRED, max(stack.ep_overlap, stack.ep_overlap_paired), stack.ep_overlap)
     # a ring passes keys and values while it attends to others; an exchange of heads comes before and after attention
     exchanged = plan.blocks.heads_exchanged
-    context = np.where(exchanged, 0.0, stack.cp_overlap)[:, None] if exchanged.any() else stack.cp_overlap
+    context = np.where(exchanged, 0.0, stack.cp_overlap) if exchanged.any() else stack.cp_overlap
     share = {"tp": stack.tp_overlap, "cp": context, "ep": experts}
     passes = (Phase.FORWARD, Phase.BACKWARD)
     found: list[tuple[str, Phase, FloatArray, FloatArray | float]] = [
@@ -128,14 +135,14 @@ def _communication(
     boundary = np.where(overlap == PLAIN, stack.pp_overlap, stack.pp_overlap_interleaved)
     counts = (plan.stages.sends, plan.stages.receives)
     for phase, message, count in zip(passes, messages.boundary, counts, strict=True):
-        found.append(("pp", phase, count[plan.shape_of_block] * message[:, None], boundary))
+        found.append(("pp", phase, _of_blocks(plan, count) * message, boundary))
     return found
 
 
 def _unit_table(
     plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack
 ) -> tuple[tuple[str, ...], FloatArray]:
-    """Seconds per unit and role [u, R, Q], and the names of the Q quantities."""
+    """The names of Q quantities, and their seconds per role and unit [R, Q, u]."""
     layers, head = kernels.layers, kernels.head
     nothing = np.zeros_like(head.forward)
 
@@ -152,7 +159,7 @@ def _unit_table(
     for axis in LAYER_AXES:
         for phase in (Phase.FORWARD, Phase.BACKWARD):
             table[f"{axis} {phase}"] = messages.layers[axis, phase]
-    return tuple(table), np.stack(list(table.values()), axis=2)
+    return tuple(table), np.stack([seconds.T for seconds in table.values()], axis=1)
 
 
 def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
@@ -163,22 +170,21 @@ def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
 
 
 def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
-    """What every turn costs whatever it computes [b, S]: the microbatch loop, and messages over stage boundaries."""
-    shape, blocks = plan.shape_of_block, plan.blocks
-    messages = (plan.stages.sends + plan.stages.receives)[shape].astype(np.float64)
-    turn = stack.microbatch_host_s * blocks.vpp.astype(np.float64)
-    return turn[:, None] + stack.boundary_host_s * messages
+    """What every turn costs whatever it computes [S, b]: the microbatch loop, and messages over stage boundaries."""
+    messages = _of_blocks(plan, plan.stages.sends + plan.stages.receives).astype(np.float64)
+    turn = stack.microbatch_host_s * plan.blocks.vpp.astype(np.float64)
+    return turn + stack.boundary_host_s * messages
 
 
 def _contended_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
-    """Host time by which tensor-parallel ranks wait for each other in every layer [b, S] where a pipeline's messages
+    """Host time by which tensor-parallel ranks wait for each other in every layer [S, b] where a pipeline's messages
     over the network keep their processors busy."""
     blocks = plan.blocks
     apart = (blocks.pp > 1) & (blocks.tp > 1) & (blocks.world > cluster.domain)
     full = blocks.recompute == RECOMPUTES.index(Recompute.FULL)
     passes = 2.0 + np.where(full, 1.0 / blocks.recompute_every, 0.0)
-    layers = plan.stages.layers.sum(axis=2)[plan.shape_of_block]
-    return layers * (np.where(apart, stack.pipelined_tp_host_s, 0.0) * blocks.tp * passes)[:, None]
+    layers = _of_blocks(plan, plan.stages.layers.sum(axis=2))
+    return layers * (np.where(apart, stack.pipelined_tp_host_s, 0.0) * blocks.tp * passes)
 
 
 def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates, IntArray
+from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, BoolArray, Candidates, IntArray, distinct
 from meshwright.errors import InputError
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Precision, Recompute, Schedule
@@ -292,11 +292,11 @@ def _state_options(frames: Table, model: ModelSpec, cluster: Cluster, fixed: Con
     """ZeRO stage and shards times recompute, by replicas (dp * cp), tp and layers of a stage."""
     replicas = frames["dp"] * frames["cp"]
     depth = np.minimum(-(-model.num_layers // frames["pp"]), max(RECOMPUTE_STRIDES))
-    keys = np.stack([replicas, frames["tp"], depth])
-    distinct, code = np.unique(keys, axis=1, return_inverse=True)
+    keys = (replicas, frames["tp"], depth)
+    example, code = distinct(keys)
 
     def options(index: int) -> Table:
-        replicas, tp, depth = (int(v) for v in distinct[:, index])
+        replicas, tp, depth = (int(key[example[index]]) for key in keys)
         zeros = _zero_choices(replicas, tp, cluster.domain, fixed)
         saves = _recompute_choices(depth, fixed)
         pairs = [(z, s, r, n) for r, n in saves for z, s in zeros]
@@ -305,7 +305,7 @@ def _state_options(frames: Table, model: ModelSpec, cluster: Cluster, fixed: Con
         few, kept = _lean_zeros(zeros), _lean_saves(saves)
         return table | {"lean": column([int((z, s) in few and (r, n) in kept) for z, s, r, n in pairs])}
 
-    return Options.by_key(code.astype(np.int64).ravel(), options)
+    return Options.by_key(code, options)
 
 
 def _zero_choices(replicas: int, tp: int, domain: int, fixed: Constraints) -> list[tuple[int, int]]:
