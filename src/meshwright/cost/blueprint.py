@@ -19,8 +19,7 @@ import numpy as np
 
 from meshwright.cost.candidates import (
     SCHEDULES,
-    STATE_KNOBS,
-    UNIT_COLUMNS,
+    UNIT_FRAME,
     Candidates,
     Chunk,
     FloatArray,
@@ -45,7 +44,6 @@ OVERLAP = np.array(
 )
 """What a schedule has at hand to hide communication behind, by its code: the next microbatch alone, other chunks' work,
 or the chunk that runs at the same time."""
-UNIT_FRAME = tuple(name for name in UNIT_COLUMNS if name not in STATE_KNOBS)
 STATE_FRAME = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "dp", "pp")
 """What the traffic and size of parameters, gradients and optimizer state depend on, beside ZeRO."""
 

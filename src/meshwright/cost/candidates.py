@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -148,6 +148,10 @@ STATE_KNOBS = ("zero", "zero_shards", "recompute", "recompute_every")
 """Knobs that a search varies fastest: rows that follow one another often differ in these alone."""
 
 
+UNIT_FRAME = tuple(name for name in UNIT_COLUMNS if name not in STATE_KNOBS)
+"""What the costs inside a layer depend on beside recomputation."""
+
+
 Coded = tuple[IntArray, int]
 """Values 0 .. k-1 of every row, and k."""
 
@@ -206,8 +210,18 @@ class Chunk:
         )
 
     def take(self, positions: IntArray) -> Candidates:
-        """The candidates at positions of this chunk."""
-        return self.candidates.take(self.rows.take(positions))
+        """The candidates at positions of this chunk. Most columns are read from the heads: those stay in the cache."""
+        rows = self.rows.take(positions)
+        knobs = {name: getattr(self.candidates, name).take(rows) for name in STATE_KNOBS}
+        return replace(self.heads.take(self.of_row.take(positions)), **knobs)
+
+    def unit_keys(self, positions: IntArray) -> UnitKeys:
+        """As `unit_keys` of the candidates at positions."""
+        frames, frame = distinct([getattr(self.heads, name) for name in UNIT_FRAME])
+        saving, size = self.saving
+        run = self.of_row.take(positions)
+        first, inverse = _kinds([(frame.take(run), len(frames)), (saving.take(positions), size)])
+        return UnitKeys(self.take(positions.take(first)), inverse)
 
     def distinct(self, shared: Sequence[IntArray | BoolArray], *own: Coded) -> tuple[IntArray, IntArray]:
         """As `distinct`, of columns of the runs (`shared`, as long as `heads`) and of rows (`own`): the first are told

@@ -163,20 +163,31 @@ def held_memory(
     }
 
 
-def live_memory(
-    model: ModelSpec, workload: Workload, candidates: Candidates, stages: Stages, keys: UnitKeys, stack: Stack
-) -> dict[MemoryKind, FloatArray]:
-    """Bytes [n, S] of the microbatches in flight: activations, logits, messages, the backward pass at work."""
-    inverse = keys.inverse
-    layers = layer_memory(model, workload, keys.candidates, stack)
-    ends = end_memory(model, workload, keys.candidates, stack)
-    live = live_microbatches(
+def in_flight(candidates: Candidates, stages: Stages) -> FloatArray:
+    """Microbatches whose activations a stage holds at once [n, S]."""
+    return live_microbatches(
         candidates.schedule[:, None],
         candidates.pp[:, None],
         candidates.microbatches[:, None],
         candidates.vpp[:, None],
         stages.index,
     )
+
+
+def live_memory(
+    model: ModelSpec,
+    workload: Workload,
+    candidates: Candidates,
+    stages: Stages,
+    keys: UnitKeys,
+    stack: Stack,
+    live: FloatArray,
+) -> dict[MemoryKind, FloatArray]:
+    """Bytes [n, S] of the microbatches `live` that are `in_flight`: activations, logits, messages, the backward pass
+    at work."""
+    inverse = keys.inverse
+    layers = layer_memory(model, workload, keys.candidates, stack)
+    ends = end_memory(model, workload, keys.candidates, stack)
     kept = over_stage(stages, layers.kept, inverse) + stages.first * ends.embedded[inverse][:, None]
     activations = kept * live + stages.last * ends.final[inverse][:, None]
 
@@ -228,13 +239,7 @@ def pending_memory(
     gives such a buffer out again when the device has run past it (`record_stream`). Without a pipeline as many wait as
     the launch queue holds; in one, at most those of warm-up microbatches that later stages have not taken over. Where
     every layer or microbatch stalls the device is never behind, and none wait."""
-    live = live_microbatches(
-        candidates.schedule[:, None],
-        candidates.pp[:, None],
-        candidates.microbatches[:, None],
-        candidates.vpp[:, None],
-        stages.index,
-    )
+    live = in_flight(candidates, stages)
     blocks = np.array([(kind.mixer is not None) + (kind.mlp is not None) for kind in model.kinds])
     issued = (stages.layers @ blocks) * np.maximum(live - TAKEN_OVER, 0.0)
     waiting = np.where(
@@ -277,7 +282,7 @@ def training_memory(
     """Bytes of every kind on a rank of every stage of every candidate."""
     stack = default_stack() if stack is None else stack
     held = held_memory(model, workload, candidates, stages, keys, stack)
-    live = live_memory(model, workload, candidates, stages, keys, stack)
+    live = live_memory(model, workload, candidates, stages, keys, stack, in_flight(candidates, stages))
     terms = held | live
     terms[MemoryKind.BUFFERS] = held[MemoryKind.BUFFERS] + live[MemoryKind.BUFFERS]
     if stack.step_bytes:

@@ -7,13 +7,12 @@ In: model, cluster, workload, a chunk of candidates. Out: peak bytes and the sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import reduce
 
 import numpy as np
 
-from meshwright.cost.candidates import Candidates, Chunk, FloatArray, IntArray, UnitKeys, unit_keys
-from meshwright.cost.memory import MemoryArrays, held_memory, live_memory, training_memory
+from meshwright.cost.candidates import Chunk, FloatArray, IntArray, unit_keys
+from meshwright.cost.memory import MemoryArrays, held_memory, in_flight, live_memory, training_memory
 from meshwright.cost.stack import Stack
 from meshwright.cost.stages import Stages, role_table, stage_keys, stages
 from meshwright.cost.workload import Workload
@@ -26,8 +25,6 @@ LIVE = (
     *("dp", "tp", "sequence_parallel", "cp", "heads_exchanged", "ep", "expert_tp"),
     *("micro_batch", "global_batch", "schedule"),
 )
-
-Price = Callable[[ModelSpec, Workload, Candidates, Stages, UnitKeys, Stack], dict[MemoryKind, FloatArray]]
 
 
 def peak_memory(
@@ -71,15 +68,19 @@ def _fullest_roles(
     held_rows, held_of = chunk.distinct([shape_of, *(getattr(heads, name) for name in HELD)], chunk.sharding)
     live_rows, live_of = chunk.distinct([shape_of, *(getattr(heads, name) for name in LIVE)], chunk.saving)
 
-    def total(price: Price, rows: IntArray) -> FloatArray:
-        """Bytes by stage [S, rows], the kinds added up."""
-        few = chunk.take(rows)
-        roles = shapes.take(shape_of.take(chunk.of_row.take(rows)))
-        terms = price(model, workload, few, roles, unit_keys(few), stack)
-        summed: FloatArray = np.asarray(reduce(np.add, terms.values()), dtype=np.float64)
-        return np.ascontiguousarray(np.broadcast_to(summed, roles.index.shape).T)
+    def roles(rows: IntArray) -> Stages:
+        return shapes.take(shape_of.take(chunk.of_row.take(rows)))
 
-    held, live = total(held_memory, held_rows), total(live_memory, live_rows)
+    def by_stage(terms: dict[MemoryKind, FloatArray], rows: IntArray) -> FloatArray:
+        """Bytes of all kinds by stage [S, rows]."""
+        summed: FloatArray = np.asarray(reduce(np.add, terms.values()), dtype=np.float64)
+        return np.ascontiguousarray(np.broadcast_to(summed, (len(rows), shapes.index.shape[1])).T)
+
+    few, keys = chunk.take(held_rows), chunk.unit_keys(held_rows)
+    held = by_stage(held_memory(model, workload, few, roles(held_rows), keys, stack), held_rows)
+    few, keys = chunk.take(live_rows), chunk.unit_keys(live_rows)
+    flying = in_flight(heads, shapes.take(shape_of)).T.take(chunk.of_row.take(live_rows), axis=1).T
+    live = by_stage(live_memory(model, workload, few, roles(live_rows), keys, stack, flying), live_rows)
     peak, role = np.empty(len(chunk)), np.empty(len(chunk), dtype=np.int64)
     for start in range(0, len(chunk), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)

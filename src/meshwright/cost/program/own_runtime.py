@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from meshwright.cost.candidates import Candidates, FloatArray, UnitKeys, unit_keys
-from meshwright.cost.memory import held_memory, live_memory
+from meshwright.cost.memory import held_memory, in_flight, live_memory
 from meshwright.cost.program.memory import program_memory, written_down
 from meshwright.cost.program.uneven_state import uneven_state
 from meshwright.cost.stack import Stack, stacks
@@ -79,4 +79,4 @@ def _in_flight(
 ) -> dict[MemoryKind, FloatArray]:
     if written_down(model):
         return program_memory(model, workload, candidates, roles)
-    return live_memory(model, workload, candidates, roles, keys, stack)
+    return live_memory(model, workload, candidates, roles, keys, stack, in_flight(candidates, roles))
