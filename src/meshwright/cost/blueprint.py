@@ -52,9 +52,9 @@ STATE_FRAME = ("tp", "sequence_parallel", "cp", "ep", "expert_tp", "dp", "pp")
 class Blueprint:
     """Levels, and indices from the finer level to the coarser one.
 
-    units [u], states [d], shapes [p]; blocks [b] = unit x shape x dp; flows [w] = block x schedule x microbatches;
-    cells [e] = state x shape; `flow_of`, `block_of` and `cell_of` [n]. `holds` [p, S, R] counts the roles
-    of a stage. Blocks and cells lie shape after shape. Traffic terms are [u, R], [d, R] and [b, 1].
+    units [u], states [d], shapes [p]; blocks [b] = unit x shape x schedule x dp x global batch; cells [e] = state x
+    shape; `block_of` and `cell_of` [n]. Blocks and cells lie shape after shape. `holds` [p, S, R] counts the roles of a
+    stage. Traffic terms are [u, R], [d, R] and [b, 1].
     """
 
     model: ModelSpec
@@ -71,9 +71,6 @@ class Blueprint:
     shape_of_block: IntArray
     state_of_cell: IntArray
     shape_of_cell: IntArray
-    flows: Candidates
-    block_of_flow: IntArray
-    flow_of: IntArray
     block_of: IntArray
     cell_of: IntArray
     unit_terms: tuple[TrafficTerm, ...]
@@ -107,15 +104,13 @@ def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stac
     unit_row, unit = chunk.distinct(of(*UNIT_FRAME), chunk.saving)
     state_row, state = chunk.distinct(of(*STATE_FRAME), chunk.sharding)
     of_unit, of_state = (unit, len(unit_row)), (state, len(state_row))
-    block_row, block = chunk.distinct([shape_of, heads.dp, heads.pp, OVERLAP[heads.schedule]], of_unit)
-    # dp and micro batch are the block's: with the global batch they give the number of microbatches
-    flow_row, flow = chunk.distinct(of("schedule", "global_batch"), (block, len(block_row)))
+    block_row, block = chunk.distinct([shape_of, *of("schedule", "dp", "pp", "global_batch")], of_unit)
     cell_row, cell = chunk.distinct([shape_of], of_state)
     units, states = _single_microbatch(chunk.take(unit_row)), _single_microbatch(chunk.take(state_row))
-    blocks, cells = _single_microbatch(chunk.take(block_row)), _single_microbatch(chunk.take(cell_row))
+    blocks, cells = chunk.take(block_row), _single_microbatch(chunk.take(cell_row))
     of_units = scene(model, workload, units, _role_stages(model, len(units)), _own(units))
     of_states = scene(model, workload, states, _role_stages(model, len(states)), _own(states))
-    of_blocks = scene(model, workload, blocks, _boundary(model, len(blocks)), _own(blocks))
+    of_blocks = scene(model, workload, _single_microbatch(blocks), _boundary(model, len(blocks)), _own(blocks))
     return Blueprint(
         model=model,
         workload=workload,
@@ -131,9 +126,6 @@ def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stac
         shape_of_block=shape_at(block_row),
         state_of_cell=state[cell_row],
         shape_of_cell=shape_at(cell_row),
-        flows=chunk.take(flow_row),
-        block_of_flow=block[flow_row],
-        flow_of=flow,
         block_of=block,
         cell_of=cell,
         unit_terms=tuple(layer_terms(of_units)),

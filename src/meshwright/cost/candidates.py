@@ -215,6 +215,11 @@ class Chunk:
         knobs = {name: getattr(self.candidates, name).take(rows) for name in STATE_KNOBS}
         return replace(self.heads.take(self.of_row.take(positions)), **knobs)
 
+    @property
+    def by_saving(self) -> tuple[IntArray, IntArray]:
+        """One row of every kind that differs in the run or in recomputation, and the kind of each row."""
+        return _kinds([(self.of_row, len(self.heads)), self.saving])
+
     def unit_keys(self, positions: IntArray) -> UnitKeys:
         """As `unit_keys` of the candidates at positions."""
         frames, frame = distinct([getattr(self.heads, name) for name in UNIT_FRAME])

@@ -21,10 +21,6 @@ from meshwright.ledger import MemoryKind
 from meshwright.models.spec import ModelSpec
 
 HELD = ("dp", "tp", "cp", "ep", "expert_tp")
-LIVE = (
-    *("dp", "tp", "sequence_parallel", "cp", "heads_exchanged", "ep", "expert_tp"),
-    *("micro_batch", "global_batch", "schedule"),
-)
 
 
 def peak_memory(
@@ -66,7 +62,7 @@ def _fullest_roles(
     shapes = role_table(model, shape)
     shape_of = shape.inverse
     held_rows, held_of = chunk.distinct([shape_of, *(getattr(heads, name) for name in HELD)], chunk.sharding)
-    live_rows, live_of = chunk.distinct([shape_of, *(getattr(heads, name) for name in LIVE)], chunk.saving)
+    live_rows, live_of = chunk.by_saving
 
     def roles(rows: IntArray) -> Stages:
         return shapes.take(shape_of.take(chunk.of_row.take(rows)))

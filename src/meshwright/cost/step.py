@@ -108,25 +108,25 @@ def assembled(
     """The step from the seconds of its kernels and messages."""
     found = _Levels.of(plan, machine, kernels, messages, hidden=detail)
     step_s, waiting = found.step(plan)
-    flow, block = plan.flow_of, plan.block_of_flow
-    parts = {name: seconds[flow] for name, seconds in found.flowing.items()}
+    block = plan.block_of
+    parts = {name: seconds[block] for name, seconds in found.flowing.items()}
     parts["dp"] = found.data + waiting
     parts["optimizer"] = found.optimizer[plan.cell_of]
     overlapped: dict[str, FloatArray] = {}
     if detail:
-        overlapped = {axis: (found.count * seconds[block])[flow] for axis, seconds in found.turn.hidden.items()}
+        overlapped = {axis: (found.count * seconds)[block] for axis, seconds in found.turn.hidden.items()}
         overlapped["dp"] = found.hidden
     return StepArrays(
         parts_s=parts,
         hidden_s=overlapped,
-        pace_stage=found.turn.pace_stage[block][flow],
+        pace_stage=found.turn.pace_stage[block],
         step_s=step_s + waiting,
     )
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """Seconds of the levels: `flowing` by part, the microbatches `count` and the share `waiting` for slow nodes [w],
+    """Seconds of the levels: `flowing` by part, the microbatches `count` and the share `waiting` for slow nodes [b],
     exposed (`data`) and hidden traffic of parameters and gradients [n], optimizer [e]."""
 
     turn: Turns
@@ -141,11 +141,11 @@ class _Levels:
     def of(cls, plan: Blueprint, machine: Machine, kernels: Kernels, messages: Messages, hidden: bool) -> _Levels:
         stack = machine.stack
         turn = turns(plan, kernels, messages, stack, machine.cluster, hidden)
-        count = np.maximum(plan.flows.microbatches, 1).astype(np.float64)
-        flowing = {name: count * turn.parts[name][plan.block_of_flow] for name in BLOCK_PARTS}
+        count = np.maximum(plan.blocks.microbatches, 1).astype(np.float64)
+        flowing = {name: count * turn.parts[name] for name in BLOCK_PARTS}
         flowing["bubble"] = _bubble(plan, turn)
         flowing["host"] += stack.step_host_s
-        nodes = np.maximum(plan.flows.world / machine.cluster.gpus_per_node, 1.0)
+        nodes = np.maximum(plan.blocks.world / machine.cluster.gpus_per_node, 1.0)
         data, behind = _data_parallel(plan, turn, messages.state, stack, hidden)
         return cls(
             turn=turn,
@@ -161,22 +161,22 @@ class _Levels:
         """Seconds of the step, and of waiting for slow nodes beside it [n]."""
         once = self.optimizer.take(plan.cell_of)
         once += self.data
-        step_s: FloatArray = np.sum(list(self.flowing.values()), axis=0).take(plan.flow_of)
+        step_s: FloatArray = np.sum(list(self.flowing.values()), axis=0).take(plan.block_of)
         step_s += once
-        return step_s, self.waiting.take(plan.flow_of) * step_s
+        return step_s, self.waiting.take(plan.block_of) * step_s
 
 
 def _bubble(plan: Blueprint, turn: Turns) -> FloatArray:
-    """Idle seconds of filling and draining the pipeline [w], at the mean stage's pace."""
-    flows, block = plan.flows, plan.block_of_flow
+    """Idle seconds of filling and draining the pipeline [b], at the mean stage's pace."""
+    blocks = plan.blocks
     idle = bubble_microbatches(
-        flows.schedule,
-        flows.pp,
-        flows.microbatches,
-        flows.vpp,
-        turn.mean_forward[block],
-        turn.mean_backward[block],
-        turn.mean_weight_gradient[block],
+        blocks.schedule,
+        blocks.pp,
+        blocks.microbatches,
+        blocks.vpp,
+        turn.mean_forward,
+        turn.mean_backward,
+        turn.mean_weight_gradient,
     )
     return np.maximum(idle, 0.0)
 
@@ -197,7 +197,7 @@ def _data_parallel(
     # stage by stage over contiguous columns: this is the one price that is worked out for nearly every candidate
     costs = stage_sums(plan.holds, plan.shape_of_cell, plan.state_of_cell, table)
     spans = turn.forward.T, turn.backward.T
-    count = np.maximum(plan.flows.microbatches, 1).astype(np.float64).take(plan.flow_of)
+    count = np.maximum(plan.blocks.microbatches, 1).astype(np.float64).take(plan.block_of)
     zero, reductions = plan.zero, np.array([stack.reduction_overlap(stage) for stage in range(3)])
     exposed, under = np.zeros(len(zero)), np.zeros(len(zero))
     for fully, chosen in ((False, zero < 3), (True, zero == 3)):

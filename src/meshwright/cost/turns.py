@@ -69,18 +69,19 @@ def turns(
 ) -> Turns:
     """Every block's turns; what is hidden only where `detail` is wanted. Inside, arrays are [S, b]: there are few
     stages and many blocks."""
-    names, table = _unit_table(plan, kernels, messages, stack)
-    at = dict(zip(names, stage_sums(plan.holds, plan.shape_of_block, plan.unit_of_block, table), strict=True))
+    at = _stage_seconds(plan, _unit_seconds(plan, kernels, messages, stack))
     compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
-    exposed: dict[str, FloatArray] = {}
-    hidden: dict[str, FloatArray] = {}
+    nothing = np.zeros_like(at["forward"])
+    exposed, hidden = (dict.fromkeys((*LAYER_AXES, "pp"), nothing) for _ in range(2))
     turn = dict(compute)
     for axis, phase, seconds, share in _communication(plan, at, messages, stack):
+        if not seconds.any():
+            continue
         room = _room(plan, axis) * compute[phase]
         bare, behind = hide(seconds, share, room, stack.contention)
         turn[phase] = turn[phase] + bare
-        exposed[axis] = exposed[axis] + bare if axis in exposed else bare
-        hidden[axis] = hidden[axis] + behind if axis in hidden else behind
+        exposed[axis] = exposed[axis] + bare
+        hidden[axis] = hidden[axis] + behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
     busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
     host = _excess(busy_host, device) + _fixed_seconds(plan, stack)
@@ -139,10 +140,16 @@ def _communication(
     return found
 
 
-def _unit_table(
-    plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack
-) -> tuple[tuple[str, ...], FloatArray]:
-    """The names of Q quantities, and their seconds per role and unit [R, Q, u]."""
+def _stage_seconds(plan: Blueprint, of_units: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """Seconds of every quantity on the stages of the blocks [S, b], from those per unit and role [u, R]."""
+    used = {name: seconds for name, seconds in of_units.items() if seconds.any()}
+    table = np.stack([seconds.T for seconds in used.values()], axis=1)
+    sums = stage_sums(plan.holds, plan.shape_of_block, plan.unit_of_block, table)
+    return dict.fromkeys(of_units, np.zeros(sums.shape[1:])) | dict(zip(used, sums, strict=True))
+
+
+def _unit_seconds(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack) -> dict[str, FloatArray]:
+    """Seconds per unit and role [u, R] of everything that a turn consists of."""
     layers, head = kernels.layers, kernels.head
     nothing = np.zeros_like(head.forward)
 
@@ -159,7 +166,7 @@ def _unit_table(
     for axis in LAYER_AXES:
         for phase in (Phase.FORWARD, Phase.BACKWARD):
             table[f"{axis} {phase}"] = messages.layers[axis, phase]
-    return tuple(table), np.stack([seconds.T for seconds in table.values()], axis=1)
+    return table
 
 
 def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
