@@ -59,6 +59,7 @@ class Blueprint:
 
     model: ModelSpec
     workload: Workload
+    stack: Stack
     chunk: Chunk  # of the candidates [n]
     zero: IntArray  # [n]
     stages: Stages  # of the shapes [p, S]
@@ -74,9 +75,20 @@ class Blueprint:
     block_of: IntArray
     cell_of: IntArray
     unit_terms: tuple[TrafficTerm, ...]
-    state_terms: tuple[TrafficTerm, ...]
     pipeline_terms: tuple[TrafficTerm, ...]
-    optimizer_bytes: FloatArray  # [e, S]
+
+    @cached_property
+    def state_terms(self) -> tuple[TrafficTerm, ...]:
+        """Traffic of parameters and gradients: a lower bound never asks."""
+        states = self.states
+        of_states = scene(self.model, self.workload, states, _role_stages(self.model, len(states)), _own(states))
+        return tuple(state_terms(of_states))
+
+    @cached_property
+    def optimizer_bytes(self) -> FloatArray:
+        """Bytes that the optimizer step moves through memory [e, S]."""
+        stages = self.stages.take(self.shape_of_cell)
+        return _optimizer_bytes(self.model, self.workload, self.stack, self.cells, stages)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -109,11 +121,11 @@ def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stac
     units, states = _single_microbatch(chunk.take(unit_row)), _single_microbatch(chunk.take(state_row))
     blocks, cells = chunk.take(block_row), _single_microbatch(chunk.take(cell_row))
     of_units = scene(model, workload, units, _role_stages(model, len(units)), _own(units))
-    of_states = scene(model, workload, states, _role_stages(model, len(states)), _own(states))
     of_blocks = scene(model, workload, _single_microbatch(blocks), _boundary(model, len(blocks)), _own(blocks))
     return Blueprint(
         model=model,
         workload=workload,
+        stack=stack,
         chunk=chunk,
         zero=chunk.candidates.zero.take(chunk.rows),
         stages=shapes,
@@ -129,9 +141,7 @@ def blueprint_of(model: ModelSpec, workload: Workload, chunk: Chunk, stack: Stac
         block_of=block,
         cell_of=cell,
         unit_terms=tuple(layer_terms(of_units)),
-        state_terms=tuple(state_terms(of_states)),
         pipeline_terms=tuple(pipeline_terms(of_blocks)),
-        optimizer_bytes=_optimizer_bytes(model, workload, stack, cells, shapes.take(shape_at(cell_row))),
     )
 
 
@@ -198,7 +208,7 @@ def stage_sums(holds: FloatArray, shape_of: IntArray, thing_of: IntArray, table:
 def _optimizer_bytes(
     model: ModelSpec, workload: Workload, stack: Stack, cells: Candidates, stages: Stages
 ) -> FloatArray:
-    """Bytes that the optimizer step moves through memory [e, S]: state read and written, its gradients read and its
+    """Bytes of an optimizer step [e, S]: state read and written, its gradients read and its
     weights written (half of one pass over fp32 state), gradients cleared; ZeRO-3 keeps part of the state as
     parameters."""
     keys = _own(cells)

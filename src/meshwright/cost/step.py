@@ -26,7 +26,7 @@ from meshwright.cost.exposed import (
 )
 from meshwright.cost.stack import Stack
 from meshwright.cost.stalls import stalled_seconds
-from meshwright.cost.turns import BLOCK_PARTS, Kernels, Messages, Turns, turns
+from meshwright.cost.turns import BLOCK_PARTS, Kernels, Messages, TurnMessages, Turns, turns
 from meshwright.hardware.spec import Cluster
 from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.schedules.closed_form import bubble_microbatches
@@ -84,14 +84,29 @@ def kernels_of(plan: Blueprint, machine: Machine) -> Kernels:
     return Kernels(layer_times(plan.model, prices), head_times(plan.model, prices))
 
 
+def turn_messages_of(plan: Blueprint, machine: Machine) -> TurnMessages:
+    """Seconds of the messages of the units and blocks."""
+    wires, roles = machine.wires(plan.model), plan.holds.shape[2]
+    return TurnMessages(
+        layers=layer_communication(wires, plan.units, plan.unit_terms, roles),
+        boundary=boundary_communication(wires, plan.blocks, plan.pipeline_terms),
+    )
+
+
 def messages_of(plan: Blueprint, machine: Machine) -> Messages:
     """Seconds of all messages of the units, blocks and states."""
     wires, roles = machine.wires(plan.model), plan.holds.shape[2]
-    return Messages(
-        layers=layer_communication(wires, plan.units, plan.unit_terms, roles),
-        boundary=boundary_communication(wires, plan.blocks, plan.pipeline_terms),
-        state=state_communication(wires, plan.states, plan.state_terms, roles),
+    turn = turn_messages_of(plan, machine)
+    state = state_communication(wires, plan.states, plan.state_terms, roles)
+    return Messages(turn.layers, turn.boundary, state)
+
+
+def turn_seconds(plan: Blueprint, machine: Machine) -> dict[str, FloatArray]:
+    """A microbatch's turn by part [n], at the stage that sets the pace: what a step has `microbatches` times."""
+    turn = turns(
+        plan, kernels_of(plan, machine), turn_messages_of(plan, machine), machine.stack, machine.cluster, detail=False
     )
+    return {name: seconds.take(plan.block_of) for name, seconds in turn.parts.items()}
 
 
 def step_seconds(plan: Blueprint, machine: Machine) -> FloatArray:

@@ -55,17 +55,22 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Messages:
-    """Seconds of communicating: layers of the units [u, R], one boundary of the blocks [b], parameters and gradients of
-    the states [d, R]."""
+class TurnMessages:
+    """Seconds of communicating in a turn: layers of the units [u, R], one boundary of the blocks [b]."""
 
     layers: dict[tuple[str, Phase], FloatArray]
     boundary: tuple[FloatArray, FloatArray]
+
+
+@dataclass(frozen=True)
+class Messages(TurnMessages):
+    """And of parameters and gradients of the states [d, R]."""
+
     state: StateCommunication
 
 
 def turns(
-    plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack, cluster: Cluster, detail: bool = True
+    plan: Blueprint, kernels: Kernels, messages: TurnMessages, stack: Stack, cluster: Cluster, detail: bool = True
 ) -> Turns:
     """Every block's turns; what is hidden only where `detail` is wanted. Inside, arrays are [S, b]: there are few
     stages and many blocks."""
@@ -119,7 +124,7 @@ def _room(plan: Blueprint, axis: str) -> FloatArray | float:
 
 
 def _communication(
-    plan: Blueprint, at: dict[str, FloatArray], messages: Messages, stack: Stack
+    plan: Blueprint, at: dict[str, FloatArray], messages: TurnMessages, stack: Stack
 ) -> list[tuple[str, Phase, FloatArray, FloatArray | float]]:
     """(axis, phase, seconds [S, b], share that may hide) of everything a turn waits for. Stage boundaries hide better
     under schedules that have other work at hand than the next microbatch's."""
@@ -148,7 +153,7 @@ def _stage_seconds(plan: Blueprint, of_units: dict[str, FloatArray]) -> dict[str
     return dict.fromkeys(of_units, np.zeros(sums.shape[1:])) | dict(zip(used, sums, strict=True))
 
 
-def _unit_seconds(plan: Blueprint, kernels: Kernels, messages: Messages, stack: Stack) -> dict[str, FloatArray]:
+def _unit_seconds(plan: Blueprint, kernels: Kernels, messages: TurnMessages, stack: Stack) -> dict[str, FloatArray]:
     """Seconds per unit and role [u, R] of everything that a turn consists of."""
     layers, head = kernels.layers, kernels.head
     nothing = np.zeros_like(head.forward)

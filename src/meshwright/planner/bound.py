@@ -2,7 +2,7 @@
 
 A frame's microbatch costs at least what the whole model costs on one pipeline stage, divided by the stages: the slowest
 stage is no faster than the mean one; bubble, recomputation, pipeline and data-parallel time only add. That cost depends
-on the in-layer setting alone, so it is priced once per setting, by `evaluate` itself: a step of one microbatch at
+on the in-layer setting alone, so it is priced once per setting, by the cost model itself: the turn of one microbatch at
 pp = 1 with the least dp that holds the experts. tests/planner/test_bound.py holds the bound against `evaluate` on
 random configurations.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from meshwright.cost.blueprint import blueprint
 from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, Candidates, FloatArray, IntArray, distinct
-from meshwright.cost.evaluate import evaluate
+from meshwright.cost.evaluate import machine_of
 from meshwright.cost.stack import Stack
+from meshwright.cost.step import turn_seconds
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Recompute, Schedule
@@ -39,7 +41,7 @@ def step_lower_bounds(
     settings = keep(frames | {"paired": paired.astype(np.int64)}, first)
 
     rows = _on_one_stage(settings, configurations)
-    parts = evaluate(model, cluster, workload, rows, stack=stack, prune=False).parts_s
+    parts = turn_seconds(blueprint(model, workload, rows, stack), machine_of(cluster, stack))
     each = np.sum([parts[name] for name in PER_MICROBATCH], axis=0)
     microbatches = configurations.global_batch // (frames["dp"] * frames["micro_batch"])
     return SAFETY * each[inverse] * microbatches / frames["pp"]

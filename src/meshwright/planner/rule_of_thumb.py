@@ -1,5 +1,5 @@
 """The textbook rule: the smallest tensor-parallel size that fits within the fast domain, then pipeline stages, the rest
-data parallel - the plan that an engineer writes down without a search, with the estimate it deserves.
+data parallel - the plan that an engineer writes down without a search.
 
 Micro batch 1, 1F1B, ZeRO-1 (distributed optimizer) and sequence parallel beside tp, as Narayanan et al. 2021 and
 Korthikanti et al. 2022 recommend; experts are spread over the smallest ep that fits. Recomputation only where nothing
@@ -13,13 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, Candidates, Chunk
-from meshwright.cost.estimate import Estimate
-from meshwright.cost.evaluate import estimate
 from meshwright.cost.memory_peak import peak_bytes
 from meshwright.cost.stack import Stack
 from meshwright.cost.workload import Workload
 from meshwright.hardware.spec import Cluster
-from meshwright.layout.config import Precision, Recompute, Schedule
+from meshwright.layout.config import HybridParallelConfig, Precision, Recompute, Schedule
 from meshwright.models.spec import ModelSpec, MoeMlp
 from meshwright.planner.enumerate import context_sizes
 from meshwright.planner.legality import legal
@@ -34,7 +32,7 @@ def rule_of_thumb(
     precision: Precision,
     stack: Stack,
     headroom: float,
-) -> Estimate | None:
+) -> HybridParallelConfig | None:
     """The first plan of the textbook's order that fits with the headroom, else the first that fits at all, or None."""
     splits = list(_in_order(model, cluster, workload.seq, global_batch))
     if not splits:
@@ -49,7 +47,7 @@ def rule_of_thumb(
     fits = roomy if roomy.any() else fits
     if not fits.any():
         return None
-    return estimate(model, cluster, workload, candidates.config(int(np.argmax(fits))), stack)
+    return candidates.config(int(np.argmax(fits)))
 
 
 def _textbook(

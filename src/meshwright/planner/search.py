@@ -81,8 +81,9 @@ def search(
     order = ranked(survivors, objective)
     rows = best_of_each_mesh(survivors, order, top)
     configs = [survivors.candidates.config(int(row)) for row in rows]
-    best = estimates(model, cluster, workload, configs, software)
-    thumb = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software, headroom)
+    textbook = rule_of_thumb(model, cluster, workload, global_batch, fixed.precision, software, headroom)
+    in_full = estimates(model, cluster, workload, [*configs, *([textbook] if textbook else [])], software)
+    best, thumb = in_full[: len(configs)], in_full[len(configs)] if textbook else None
     fewest = None
     if objective is Objective.MEMORY:
         fewest = fewest_gpus(model, cluster, workload, global_batch, fixed, software)
