@@ -269,3 +269,17 @@ def test_python_m_meshwright_is_the_command() -> None:
                           timeout=60, check=False)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "tp 2" in done.stdout
+
+
+def test_a_command_imports_no_other_command() -> None:
+    code = (
+        "import sys\n"
+        "from meshwright.cli import main\n"
+        "assert main(['clusters']) == 0\n"
+        "loaded = [name for name in sys.modules if name.startswith('meshwright.commands.')]\n"
+        "print(sorted(loaded), file=sys.stderr)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "meshwright.commands.catalogues" in run.stderr
+    assert "meshwright.commands.doctor" not in run.stderr
+    assert "meshwright.commands.plan" not in run.stderr

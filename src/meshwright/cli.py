@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from meshwright.errors import InputError
@@ -19,28 +20,33 @@ if TYPE_CHECKING:
 DONE, NO, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
-def app() -> typer.Typer:
-    """Every command. A new one is a module in `commands/` and a line here; rooms are imported only when it runs."""
+COMMANDS = {
+    "plan": "plan",
+    "estimate": "estimate",
+    "layout": "layout",
+    "scale": "scale",
+    "validate": "validate",
+    "export": "export",
+    "parity": "parity",
+    "dryrun": "dryrun",
+    "train": "train",
+    "calibrate": "calibrate",
+    "doctor": "doctor",
+    "generate": "generate",
+    "serve": "serve",
+    "check-serving": "check_serving",
+    "models": "catalogues",
+    "clusters": "catalogues",
+}
+"""The module in `commands/` of every command, which it holds under the command's name."""
+
+
+def app(names: Iterable[str]) -> typer.Typer:
+    """The commands named. A new one is a module in `commands/` and a line above; rooms are imported only when it
+    runs."""
     import typer
 
-    from meshwright.commands import (
-        calibrate,
-        catalogues,
-        check_serving,
-        doctor,
-        dryrun,
-        estimate,
-        export,
-        generate,
-        layout,
-        parity,
-        plan,
-        scale,
-        serve,
-        train,
-        validate,
-        version,
-    )
+    from meshwright.commands import version
 
     made = typer.Typer(
         name="meshwright",
@@ -50,22 +56,12 @@ def app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(version.options)
-    made.command("plan")(plan.plan)
-    made.command("estimate")(estimate.estimate)
-    made.command("layout")(layout.layout)
-    made.command("scale")(scale.scale)
-    made.command("validate")(validate.validate)
-    made.command("export")(export.export)
-    made.command("parity")(parity.parity)
-    made.command("dryrun")(dryrun.dryrun)
-    made.command("train")(train.train)
-    made.command("calibrate")(calibrate.calibrate)
-    made.add_typer(doctor.doctor)
-    made.command("generate")(generate.generate)
-    made.command("serve")(serve.serve)
-    made.command("check-serving")(check_serving.check_serving)
-    made.command("models")(catalogues.models)
-    made.command("clusters")(catalogues.clusters)
+    for name in names:
+        command = getattr(import_module(f"meshwright.commands.{COMMANDS[name]}"), name.replace("-", "_"))
+        if isinstance(command, typer.Typer):
+            made.add_typer(command)
+        else:
+            made.command(name)(command)
     return made
 
 
@@ -95,7 +91,9 @@ def _run(arguments: list[str]) -> int:
     import typer
     from typer.main import get_command
 
-    command = get_command(app())
+    named = arguments[0] if arguments[0] in COMMANDS else None
+    # help and mistakes speak of every command; one that is named first is all that a run needs to import
+    command = get_command(app([named] if named else COMMANDS))
     try:
         with command.make_context("meshwright", arguments) as context:
             code: object = command.invoke(context)
