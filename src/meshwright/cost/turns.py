@@ -77,7 +77,9 @@ def turns(
     at = _stage_seconds(plan, _unit_seconds(plan, kernels, messages, stack))
     compute = {Phase.FORWARD: at["forward"], Phase.BACKWARD: at["backward"] + at["recompute"]}
     nothing = np.zeros_like(at["forward"])
-    exposed, hidden = (dict.fromkeys((*LAYER_AXES, "pp"), nothing) for _ in range(2))
+    axes = (*LAYER_AXES, "pp")
+    exposed: dict[str, FloatArray] = dict.fromkeys(axes, nothing)
+    hidden: dict[str, FloatArray] = dict.fromkeys(axes, nothing)
     turn = dict(compute)
     for axis, phase, seconds, share in _communication(plan, at, messages, stack):
         if not seconds.any():
