@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from meshwright.doctor.overlap import length, matched
 from meshwright.errors import InputError
 from meshwright.measurements import RankTimeline, TimedCall, TimedWork
 from meshwright.runtime.trainer import train_forked
 
-from .jobs import VOCABULARY, job
+from .jobs import SEQ, VOCABULARY, job
 from .layouts import INTERLEAVED
 from .tiny import tiny
 
 HALF_A_BATCH = {"micro_batch": 2}
+FASTEST_CORE = 250e9
+"""Operations per second in fp32: two fused multiply-adds of 16 lanes a cycle at 3.9 GHz."""
 WIDE = {"hidden": 512, "mlp": 1408, "kv_heads": 4}
 
 
@@ -51,18 +52,14 @@ def test_the_gradient_of_a_blocks_input_is_summed_over_tp_while_weight_gradients
     tmp_path: Path, sequence_parallel: bool
 ):
     layout = {"tp": 2, "sequence_parallel": sequence_parallel, **HALF_A_BATCH}
-    sums = [
-        found
-        for found in matched(traced(tmp_path, layout, **WIDE))
-        if found.call.phase == "backward" and found.call.what in ("block input", "head input")
-    ]
-    blocks, microbatches, ranks = 2 * 4 + 1, 4, 2
-    assert len(sums) == ranks * microbatches * blocks
-    assert all(len(found.call.waits) == 2 for found in sums)  # posted, and waited for later
-    in_flight = sum(found.end_s - found.met_s for found in sums)
-    assert (
-        sum(length(found.exposed) for found in sums) < 0.9 * in_flight
-    )  # all of it where the sum is waited for at once
+    blocks, microbatches = 2 * 4, 4
+    of_queries_keys_values = 2 * (2 * SEQ) * (3 * 512 // 2) * 512  # operations; an MLP's are more
+    for timeline in traced(tmp_path, layout, **WIDE):
+        sums = [call for call in timeline.calls if (call.phase, call.what) == ("backward", "block input")]
+        assert len(sums) == microbatches * blocks
+        for call in sums:
+            posted, waited_for = call.waits
+            assert waited_for[0] - posted[1] >= of_queries_keys_values / FASTEST_CORE
 
 
 def test_a_stage_computes_while_what_it_has_sent_is_on_its_way(tmp_path: Path):
