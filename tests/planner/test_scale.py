@@ -28,8 +28,8 @@ def test_strong_scaling_keeps_the_batch_and_loses_efficiency() -> None:
 def test_weak_scaling_keeps_sequences_per_gpu() -> None:
     found = scaling(load("llama-3.1-8b"), cluster(8), WORK, [8, 64, 512], 1024, weak=True)
     assert [p.global_batch for p in found.points] == [16, 128, 1024]
-    # above 1: optimizer state shared by more GPUs leaves room for a faster split (64 GPUs: 1.056)
-    assert all(0.7 < p.efficiency <= 1.1 for p in found.points)
+    # above 1: the optimizer's state, a fifth of so short a step on 8 GPUs, is shared by more of them (64 GPUs: 1.161)
+    assert all(0.7 < p.efficiency <= 1.2 for p in found.points)
 
 
 def test_speedup_and_efficiency_are_those_of_the_estimates_and_factors_multiply_to_the_mfu() -> None:

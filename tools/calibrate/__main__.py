@@ -33,7 +33,7 @@ def main() -> None:
     """Parse, fit, validate, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path, help="training measurements, one JSON object a line")
-    parser.add_argument("--iterations", type=int, default=6)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--fresh", action="store_true", help="start from the assumed values, not from the last fit")
     parser.add_argument("--no-validation", action="store_true", help="fit and write the constants only")
     chosen = parser.parse_args()

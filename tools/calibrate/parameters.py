@@ -59,7 +59,7 @@ STACK_RANGES: dict[str, Range] = {
     "tp_host_s": Range(1e-6, 1e-2, log=True, prior_sigma=1.0),
     "moe_host_s": Range(1e-6, 1e-2, log=True, prior_sigma=1.0),
     "boundary_host_s": Range(1e-6, 0.02, log=True, prior_sigma=1.5),
-    "pipelined_tp_host_s": Range(1e-5, 0.02, log=True, prior_sigma=1.0),
+    "tp_wait_s": Range(1e-5, 0.02, log=True, prior_sigma=1.0),
     "message_stall_s": Range(0.05, 5.0, log=True, prior_sigma=1.0),
     "stall_s": Range(0.05, 5.0, log=True, prior_sigma=1.0),
     "step_host_s": Range(1e-4, 0.3, log=True, prior_sigma=0.5),

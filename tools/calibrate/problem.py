@@ -67,7 +67,7 @@ class Group:
         kernels = self._kept("kernels", [device, *(getattr(stack, t) for t in KERNEL_TRAITS)], kernels_of, machine)
         messages = self._kept("messages", machine.network, messages_of, machine)
         step = assembled(self.plan, machine, kernels, messages)
-        return with_stalls(step, self.plan.candidates, self.memory_bytes, machine).step_s
+        return with_stalls(step, self.plan.model, self.plan.candidates, self.memory_bytes, machine).step_s
 
     def _kept(self, name: str, key: object, work: Callable[[Blueprint, Machine], Any], machine: Machine) -> Any:
         """The last result, as long as what it depends on is the same."""

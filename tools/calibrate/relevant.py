@@ -61,7 +61,7 @@ NEEDS: dict[str, Test] = {
     "fsdp_overlap": lambda group: bool((group.plan.candidates.zero == 3).any()),
     "dp_overlap": _replicated,
     "gather_overlap": _replicated,
-    "pipelined_tp_host_s": lambda group: group.stack.pipelined_tp_host_s > 0,
+    "tp_wait_s": lambda group: group.stack.tp_wait_s > 0,
     "message_stall_s": lambda group: group.stack.message_stall_s > 0,
     "stall_s": lambda group: group.stack.stall_s > 0,
     "ddp_overlap": lambda group: group.stack.ddp_overlap > 0 and _unsharded(group),

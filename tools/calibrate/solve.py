@@ -18,6 +18,8 @@ FloatArray = NDArray[np.float64]
 DEGREES = 3.0
 PRIOR_WEIGHT = 0.3
 STEP = 0.03
+CONVERGED = 3e-4
+"""The fit ends where a turn lowers its cost by less than this share."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def solve(
         gain = cost - found
         free, base, cost, damping = trial, residuals, found, max(damping / 4.0, 1e-3)
         say(f"turn {turn}: cost {cost:.1f}, gain {gain:.2f}")
-        if gain < 1e-3 * abs(cost):
+        if gain < CONVERGED * abs(cost):
             break
         slope = jacobian(problem, parameters, free, base)
     return Solution(free, base, slope, _errors(slope, base, problem.weight, scale, sigma))

@@ -144,7 +144,7 @@ def price(model: ModelSpec, workload: Workload, machine: Machine, candidates: Ca
     roles = stages(model, candidates)
     memory = training_memory(model, machine.cluster, workload, candidates, roles, keys, machine.stack)
     step = step_arrays(blueprint(model, workload, candidates, machine.stack), machine)
-    step = with_stalls(step, candidates, memory.peak_bytes, machine)
+    step = with_stalls(step, model, candidates, memory.peak_bytes, machine)
     return Priced(roles, memory, taking_turns(step, candidates, machine.cluster))
 
 
@@ -163,7 +163,7 @@ def _evaluate_chunk(
     if len(rows):
         timed = candidates.take(rows)
         step = step_arrays(blueprint_of(model, workload, chunk.only(rows), machine.stack), machine, detail=False)
-        step = taking_turns(with_stalls(step, timed, memory_bytes[rows], machine), timed, cluster)
+        step = taking_turns(with_stalls(step, model, timed, memory_bytes[rows], machine), timed, cluster)
         step_s[rows] = step.step_s
         for name, seconds in step.parts_s.items():
             parts[name][rows] = seconds

@@ -22,6 +22,7 @@ from meshwright.hardware.spec import Cluster
 from meshwright.ledger import Collective, Phase
 
 REDUCING = (Collective.ALL_REDUCE, Collective.REDUCE_SCATTER)
+SHARDING = (Collective.ALL_GATHER, Collective.REDUCE_SCATTER)
 LAYER_AXES = ("tp", "cp", "ep")
 AXIS_OF = {"expert_tp": "tp", "expert_dp": "dp"}
 """Axes of the ledger that are accounted with another in the parts of a step."""
@@ -37,17 +38,22 @@ class Wires:
     rank_order: str
     copies: float = 1.0
     shard_messages: float = 1.0  # messages in which ZeRO-3 moves one layer
+    piece_copy_s: float = 0.0  # of every rank's piece of such a message
 
     def seconds(self, term: TrafficTerm, candidates: Candidates) -> FloatArray:
-        """All calls of a term [x, S]. ZeRO-3 that moves each tensor by itself pays a call's latency for each."""
+        """All calls of a term [x, S]. ZeRO-3 that moves each tensor by itself pays a call's latency for each, and what
+        its software does for every rank's piece."""
         size, stride = term.group_size[:, None], rank_stride(term, candidates, self.rank_order)[:, None]
         pieces: FloatArray | float = 1.0
-        if self.shard_messages > 1 and AXIS_OF.get(term.axis, term.axis) == "dp":
-            pieces = np.where(candidates.zero == 3, self.shard_messages, 1.0)[:, None]
+        copies_s: FloatArray | float = 0.0
+        if (self.shard_messages > 1 or self.piece_copy_s > 0) and term.collective in SHARDING:
+            sharded = (candidates.zero == 3)[:, None] & (AXIS_OF.get(term.axis, term.axis) == "dp")
+            pieces = np.where(sharded, self.shard_messages, 1.0)
+            copies_s = self.piece_copy_s * np.where(sharded & (size > 1), size, 0)
         nbytes = term.bytes_per_call / pieces
         copies = self.copies if term.axis == "ep" else 1.0  # heads have one owner each
         each = call_seconds(term.collective, self.cluster, self.network, size, stride, nbytes, copies)
-        return term.calls * pieces * each
+        return term.calls * pieces * (each + copies_s)
 
 
 def layer_communication(

@@ -16,6 +16,7 @@ from meshwright.cost.candidates import RECOMPUTES, SCHEDULES, Candidates, FloatA
 from meshwright.cost.layers import EndMemory, LayerMemory, element_bytes, end_memory, layer_memory
 from meshwright.cost.stack import Stack, default_stack
 from meshwright.cost.stages import Stages
+from meshwright.cost.stalls import stopped
 from meshwright.cost.workload import Optimizer, Workload
 from meshwright.hardware.spec import Cluster
 from meshwright.layout.config import Recompute, Schedule
@@ -37,9 +38,6 @@ MASTER_BYTES = 4.0
 TAKEN_OVER = 2
 """Microbatches of a pipeline's warm-up that later stages have taken when the host has issued the last: one is worked
 on, one received."""
-
-STALLED_DOMAINS = 4
-"""A tp group over this many fast domains inside a pipeline waits for the network in every layer."""
 
 
 @dataclass(frozen=True)
@@ -238,18 +236,16 @@ def pending_memory(
     """Bytes [n, S] of row-parallel outputs whose reduction the host has issued and the device not reached: an allocator
     gives such a buffer out again when the device has run past it (`record_stream`). Without a pipeline as many wait as
     the launch queue holds; in one, at most those of warm-up microbatches that later stages have not taken over. Where
-    every layer or microbatch stalls the device is never behind, and none wait."""
+    the job stalls (cost.stalls) the device is never behind, and none wait."""
     live = in_flight(candidates, stages)
     blocks = np.array([(kind.mixer is not None) + (kind.mlp is not None) for kind in model.kinds])
     issued = (stages.layers @ blocks) * np.maximum(live - TAKEN_OVER, 0.0)
     waiting = np.where(
         (candidates.pp == 1)[:, None], stack.pending_messages, np.minimum(issued, stack.pending_messages)
     )
-    far = candidates.tp >= STALLED_DOMAINS * cluster.domain
-    many = candidates.world >= stack.stall_nodes * cluster.gpus_per_node
-    stalled = (candidates.pp > 1) & (far | many)
+    ahead = (candidates.tp > 1) & ~stopped(candidates, cluster, stack)
     output = end_memory(model, workload, keys.candidates, stack).output[keys.inverse]
-    return waiting * np.where((candidates.tp > 1) & ~stalled, output, 0.0)[:, None]
+    return waiting * np.where(ahead, output, 0.0)[:, None]
 
 
 def unreturned(

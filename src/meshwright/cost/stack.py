@@ -20,10 +20,11 @@ class StallRule:
     """When messages between stages stall: where all of it holds. Sizes are the least for which it does."""
 
     nodes: int = 0  # 0: parts of a node too
+    stages: int = 1
     tp: int = 1
     replicas: int = 1
     microbatches: int = 1
-    whole_gradients: bool = False  # ZeRO-0 only
+    zero: int | None = None  # with this stage only
     memory_share: float = 0.0  # of the device, filled beyond
 
 
@@ -54,11 +55,12 @@ class Stack:
     step_host_s: float = 0.01  # fixed time per step: data loading, logging, synchronisation
     microbatch_host_s: float = 0.0005  # fixed time per microbatch and pipeline chunk
     boundary_host_s: float = 0.0002  # fixed time per message over a stage boundary
-    pipelined_tp_host_s: float = 0.0  # per layer pass and tp rank, where a pipeline leaves the fast domain
+    tp_wait_s: float = 0.0  # per layer pass and tp rank, where a pipeline leaves the fast domain or a job stalls
     # stalls (cost.stalls): none unless a stack was seen to stop
     message_stall_s: float = 0.0  # as a message between stages is sent, and again as it is received
-    stall_rules: tuple[StallRule, ...] = ()  # where messages stall: one of them holds
-    stall_s: float = 0.0  # per microbatch, where there is no pipeline, from `stall_nodes` nodes on
+    stall_rules: tuple[StallRule, ...] = ()  # where a job stalls: one of them holds
+    bucket_bytes: float = 0.0  # of whole gradients in one call, each of which waits where a job stalls
+    stall_s: float = 0.0  # per step, where there is no pipeline, from `stall_nodes` nodes on
     stall_nodes: int = 1_000_000
     # overlap: the share of a collective that may run behind compute
     dp_overlap: float = 0.9  # gradient reduction behind the backward pass of the last microbatch
@@ -66,6 +68,7 @@ class Stack:
     gather_overlap: float = 0.5  # parameter gathering of ZeRO-1/2 behind the next forward pass
     fsdp_overlap: float = 0.9  # ZeRO-3 prefetch and reduction behind compute
     shard_messages: float = 1.0  # messages in which ZeRO-3 moves one layer: one where it is flattened
+    piece_copy_s: float = 0.0  # host time of each rank's piece of such a message (torch's collectives over lists)
     tp_overlap: float = 0.0
     cp_overlap: float = 0.8
     ep_overlap: float = 0.0
@@ -105,7 +108,7 @@ class Stack:
 
     @property
     def stalls(self) -> bool:
-        return self.message_stall_s > 0 or self.stall_s > 0
+        return bool(self.stall_rules)
 
     def reduction_overlap(self, zero: int) -> float:
         """The share of a gradient reduction that may hide under a ZeRO stage: whole gradients may go in buckets as they

@@ -50,7 +50,8 @@ class Machine:
         """What prices the model's messages."""
         routed = [kind.mlp.top_k for kind in model.kinds if isinstance(kind.mlp, MoeMlp)]
         copies = float(max(routed)) if routed and self.stack.ep_domain_copies else 1.0
-        return Wires(self.cluster, self.network, self.stack.rank_order, copies, self.stack.shard_messages)
+        stack = self.stack
+        return Wires(self.cluster, self.network, stack.rank_order, copies, stack.shard_messages, stack.piece_copy_s)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def step_arrays(plan: Blueprint, machine: Machine, detail: bool = True) -> StepA
     return assembled(plan, machine, kernels_of(plan, machine), messages_of(plan, machine), detail)
 
 
-def with_stalls(step: StepArrays, candidates: Candidates, memory_bytes: FloatArray, machine: Machine) -> StepArrays:
+def with_stalls(
+    step: StepArrays, model: ModelSpec, candidates: Candidates, memory_bytes: FloatArray, machine: Machine
+) -> StepArrays:
     """The step with the stalls of its software (cost.stalls), which the host waits out."""
     if not machine.stack.stalls:
         return step
-    stalled = stalled_seconds(candidates, memory_bytes, machine.cluster, machine.stack)
+    stalled = stalled_seconds(model, candidates, memory_bytes, machine.cluster, machine.stack)
     parts = step.parts_s | {"host": step.parts_s["host"] + stalled}
     return replace(step, parts_s=parts, step_s=step.step_s + stalled)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.blueprint import OVERLAP, PAIRED, PLAIN, Blueprint, stage_sums
-from meshwright.cost.candidates import RECOMPUTES, FloatArray, IntArray
+from meshwright.cost.candidates import FloatArray, IntArray
 from meshwright.cost.compute import HeadTimes, LayerTimes
 from meshwright.cost.exposed import LAYER_AXES, StateCommunication, hide
 from meshwright.cost.stack import Stack
+from meshwright.cost.stalls import passes_of_a_layer
 from meshwright.hardware.spec import Cluster
-from meshwright.layout.config import Recompute
 from meshwright.ledger import Phase
 from meshwright.models.spec import MoeMlp
 
@@ -90,8 +90,7 @@ def turns(
         exposed[axis] = exposed[axis] + bare
         hidden[axis] = hidden[axis] + behind
     device = turn[Phase.FORWARD] + turn[Phase.BACKWARD]
-    busy_host = at["host"] + _contended_seconds(plan, stack, cluster)
-    host = _excess(busy_host, device) + _fixed_seconds(plan, stack)
+    host = _beyond(at["host"], _waiting_seconds(plan, stack, cluster), device) + _fixed_seconds(plan, stack)
     forward, backward = (turn[phase] + 0.5 * host for phase in (Phase.FORWARD, Phase.BACKWARD))
     rows, pace = np.arange(len(plan.blocks)), (device + host).argmax(axis=0)
     parts = {name: at[name] for name in ("forward", "backward", "recompute")} | exposed | {"host": host}
@@ -183,6 +182,13 @@ def _excess(host: FloatArray, device: FloatArray) -> FloatArray:
     return device * ((1.0 + ratio**HOST_SHARPNESS) ** (1.0 / HOST_SHARPNESS) - 1.0)
 
 
+def _beyond(launching: FloatArray, waiting: FloatArray, device: FloatArray) -> FloatArray:
+    """What the host adds to the device's time. Waits of every layer are alike, unlike kernels: a host that also waits
+    is behind the device everywhere or nowhere, so the longer of the two counts."""
+    behind = np.where(waiting > 0, launching + waiting - device, 0.0)
+    return np.maximum(_excess(launching, device), behind)
+
+
 def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
     """What every turn costs whatever it computes [S, b]: the microbatch loop, and messages over stage boundaries."""
     messages = _of_blocks(plan, plan.stages.sends + plan.stages.receives).astype(np.float64)
@@ -190,22 +196,18 @@ def _fixed_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
     return turn + stack.boundary_host_s * messages
 
 
-def _contended_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
+def _waiting_seconds(plan: Blueprint, stack: Stack, cluster: Cluster) -> FloatArray:
     """Host time by which tensor-parallel ranks wait for each other in every layer [S, b] where a pipeline's messages
     over the network keep their processors busy."""
     blocks = plan.blocks
     apart = (blocks.pp > 1) & (blocks.tp > 1) & (blocks.world > cluster.domain)
-    full = blocks.recompute == RECOMPUTES.index(Recompute.FULL)
-    passes = 2.0 + np.where(full, 1.0 / blocks.recompute_every, 0.0)
     layers = _of_blocks(plan, plan.stages.layers.sum(axis=2))
-    return layers * (np.where(apart, stack.pipelined_tp_host_s, 0.0) * blocks.tp * passes)
+    return layers * (np.where(apart, stack.tp_wait_s, 0.0) * blocks.tp * passes_of_a_layer(blocks))
 
 
 def _host_seconds(plan: Blueprint, stack: Stack) -> FloatArray:
     """Host time to launch a layer's kernels [u, K]: forward, backward, and what is recomputed."""
     units = plan.units
-    full = units.recompute == RECOMPUTES.index(Recompute.FULL)
-    passes = 2.0 + np.where(full, 1.0 / units.recompute_every, 0.0)
     routed = np.array([isinstance(kind.mlp, MoeMlp) for kind in plan.model.kinds])
     layer = stack.layer_host_s + stack.tp_host_s * (units.tp - 1)
-    return passes[:, None] * (layer[:, None] + stack.moe_host_s * routed)
+    return passes_of_a_layer(units)[:, None] * (layer[:, None] + stack.moe_host_s * routed)

@@ -90,5 +90,5 @@ def _tail_s(model: ModelSpec, workload: Workload, machine: Machine, one: Candida
     tail += stack.straggler * log2(nodes) * (replayed_s + tail)
     if stack.stalls:
         held = training_memory(model, cluster, workload, one, stages(model, one), unit_keys(one), stack)
-        tail += float(stalled_seconds(one, held.peak_bytes, cluster, stack)[0])
+        tail += float(stalled_seconds(model, one, held.peak_bytes, cluster, stack)[0])
     return tail
