@@ -42,8 +42,9 @@ def enter(
     tensor: Tensor, products: Sequence[ColumnParallelLinear], region: TensorParallelRegion, what: str = LAYER_INPUT
 ) -> Tensor:
     """`region.enter` for what goes through these products, each once. Of a pass whose weight gradients have actions of
-    their own (`split`), they are left to those."""
-    if region.axis.size == 1 or any(p.split is not None and p.split.active for p in products):
+    their own (`split`), they are left to those; where there is no backward pass (generation), to nobody."""
+    split = any(p.split is not None and p.split.active for p in products)
+    if region.axis.size == 1 or split or not torch.is_grad_enabled():
         return region.enter(tensor, what)
     due = DueWeights()
     for product in products:
