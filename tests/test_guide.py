@@ -181,7 +181,11 @@ def test_scaling_efficiency_splits_into_its_axes(sizes: tuple[int, int, int, int
 
 def test_more_microbatches_fill_the_pipeline() -> None:
     few, many = (model_scaling_efficiency(1, 4, 1, m) for m in (4, 32))
-    assert few.pp == pytest.approx(4 / (4 + 3), rel=0.2)  # m / (m + p - 1), but for the uneven last stage
+    parts = few.estimate.time.parts_s  # of the step without the optimizer, which no pipeline idles in
+    busy, idle = sum(parts[name] for name in ("forward", "backward", "host", "pp")), parts["bubble"]
+    assert busy / (busy + idle) == pytest.approx(
+        4 / (4 + 3), rel=0.05
+    )  # m / (m + p - 1), but for the uneven last stage
     assert many.pp > few.pp
 
 
