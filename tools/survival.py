@@ -226,7 +226,8 @@ def main() -> None:
     folder = arguments.out.parent / "survival"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job = Job(folder, Path("docs"), arguments.steps, every=2, layouts=LAYOUTS)
+    data = shutil.copytree("docs", folder / "data")  # what is trained on must not change within the minutes of this run
+    job = Job(folder, data, arguments.steps, every=2, layouts=LAYOUTS)
     started = time.monotonic()
     unbroken = finish(job, next(iter(LAYOUTS)), folder / "unbroken")
     result: dict[str, Any] = {"seed": arguments.seed, "steps": arguments.steps, "runs": []}

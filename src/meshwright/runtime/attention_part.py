@@ -130,7 +130,7 @@ class FusedOnCuda:
         no_random = torch.empty(0, dtype=torch.uint64, device=q.device)  # states of a dropout that there is not
         of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_backward(
             *(_padded(x, width) for x in (grad, q, k, v, whole.output)),
-            whole.log_total,
+            whole.log_total.contiguous(),  # the kernel reads it row after row, whatever its strides say
             None,  # sequences of one length: no table of where each begins
             None,
             q.shape[2],

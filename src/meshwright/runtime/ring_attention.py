@@ -20,7 +20,6 @@ from meshwright.ledger import Collective
 from meshwright.runtime.attention_part import Merged, Pairs, PartKernel, Whole, kernel_for
 from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.process_groups import AxisGroup
-from meshwright.runtime.tensor_parallel.cross_entropy import at_least_fp32
 
 KEYS_AND_VALUES = "keys and values"
 GRADIENTS = "key and value gradients"
@@ -142,24 +141,23 @@ class _RingAttention(torch.autograd.Function):
         q, travelling, output, log_total = ctx.saved_tensors
         plan: RingPlan = ctx.plan
         axis, width = plan.axis, ctx.key_width
-        grad, received = grads[0], None
+        grad, home = grads[0], None
         query_grad = torch.zeros_like(q, dtype=log_total.dtype)
         for step in range(axis.size):
             hop = _Hop(travelling, axis, KEYS_AND_VALUES) if step < axis.size - 1 else None
-            if received is None:
-                pair_grad = torch.zeros_like(travelling, dtype=log_total.dtype)
-            else:
-                pair_grad = at_least_fp32(received)
+            pair_grad = torch.zeros_like(travelling, dtype=log_total.dtype)
             for rows, columns, pairs in plan.parts((axis.rank - step) % axis.size):
                 part = _part(q, travelling, rows, columns, width, pairs)
                 whole = Whole(output[:, :, rows], log_total[:, :, rows])
                 of_q, *of_pair = part.kernel.backward(grad[:, :, rows], whole, *part.heads, pairs, plan.scaling)
                 query_grad[:, :, rows] += of_q
                 pair_grad[:, :, columns] += torch.cat(of_pair, dim=-1)
+            if home is not None:  # what the ranks before have summed came while this rank's part was computed
+                pair_grad += home.wait()
             home = _Hop(pair_grad.to(travelling.dtype), axis, GRADIENTS)
             travelling = hop.wait() if hop else travelling
-            received = home.wait()
-        assert received is not None
+        assert home is not None
+        received = home.wait()
         return query_grad.to(q.dtype), received[..., :width], received[..., width:], None
 
 

@@ -52,7 +52,7 @@ def _backward(tape: Tape, work: Work, heads: Heads, gradient: Storage, saved: li
     part = _part_gradients(tape, work, heads, None, keys=tokens)
     sent, received = _hop(tape, work, of_pair, pair)
     sent_on = tape.new(e * pair) if work.cp > 2 else None
-    following = tape.new(FP32 * pair) if work.narrow else tape.hold(received)
+    following = tape.new(FP32 * pair)  # a rank's own part, to which what was received is added
     tape.drop(of_pair)
     part = _part_gradients(tape, work, heads, part, keys=tokens / 2)
     last_sent, home = _hop(tape, work, following, pair)
