@@ -183,9 +183,8 @@ def test_more_microbatches_fill_the_pipeline() -> None:
     few, many = (model_scaling_efficiency(1, 4, 1, m) for m in (4, 32))
     parts = few.estimate.time.parts_s  # of the step without the optimizer, which no pipeline idles in
     busy, idle = sum(parts[name] for name in ("forward", "backward", "host", "pp")), parts["bubble"]
-    assert busy / (busy + idle) == pytest.approx(
-        4 / (4 + 3), rel=0.05
-    )  # m / (m + p - 1), but for the uneven last stage
+    ideal = 4 / (4 + 3)  # m / (m + p - 1), but for the uneven last stage
+    assert busy / (busy + idle) == pytest.approx(ideal, rel=0.05)
     assert many.pp > few.pp
 
 

@@ -18,6 +18,7 @@ FloatArray = NDArray[np.float64]
 DEGREES = 3.0
 PRIOR_WEIGHT = 0.3
 STEP = 0.03
+TRIES, LEAST_DAMPING = 5, 1e-3
 CONVERGED = 3e-4
 """The fit ends where a turn lowers its cost by less than this share."""
 
@@ -63,6 +64,53 @@ def within(parameters: Sequence[Parameter], free: FloatArray) -> FloatArray:
     return np.clip(free, low, high)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is minimised over a free vector: sum w rho(residuals) + the pull to a prior. `slope` takes the vector and
+    the residuals there, `within` holds a vector inside its bounds."""
+
+    residuals: Callable[[FloatArray], FloatArray]
+    slope: Callable[[FloatArray, FloatArray], FloatArray]
+    within: Callable[[FloatArray], FloatArray]
+    weight: FloatArray
+    scale: FloatArray
+    prior: FloatArray
+    sigma: FloatArray
+
+    def cost(self, free: FloatArray, residuals: FloatArray) -> float:
+        return loss(residuals, self.weight, self.scale) + prior_cost(free, self.prior, self.sigma)
+
+    def step(self, slope: FloatArray, free: FloatArray, residuals: FloatArray, damping: float) -> FloatArray:
+        return gauss_newton(slope, residuals, self.weight, self.scale, free, self.prior, self.sigma, damping)
+
+
+def minimise(
+    target: Target, start: FloatArray, turns: int, enough: float, say: Callable[[str], None] = lambda _: None
+) -> Solution:
+    """Levenberg-Marquardt from `start`, until a turn lowers the cost by less than the share `enough` of it."""
+    free = target.within(start)
+    base = target.residuals(free)
+    cost, damping = target.cost(free, base), 1.0
+    slope = target.slope(free, base)
+    for turn in range(turns):
+        before = cost
+        for _ in range(TRIES):
+            trial = target.within(free + target.step(slope, free, base, damping))
+            residuals = target.residuals(trial)
+            found = target.cost(trial, residuals)
+            if found < cost:
+                free, base, cost, damping = trial, residuals, found, max(damping / 4.0, LEAST_DAMPING)
+                break
+            damping *= 4.0
+        if cost == before:
+            break
+        say(f"turn {turn}: cost {cost:.1f}, gain {before - cost:.2f}")
+        if before - cost < enough * abs(before):
+            break
+        slope = target.slope(free, base)
+    return Solution(free, base, slope, _errors(slope, base, target.weight, target.scale, target.sigma))
+
+
 def solve(
     problem: Problem,
     parameters: Sequence[Parameter],
@@ -73,32 +121,16 @@ def solve(
     say: Callable[[str], None] = lambda _: None,
 ) -> Solution:
     """Minimise from `start`, pulled to `prior`."""
-    sigma = np.array([p.range.prior_sigma for p in parameters])
-    free = within(parameters, start)
-    base = problem.residuals(Constants.of(parameters, free))
-    cost = loss(base, problem.weight, scale) + prior_cost(free, prior, sigma)
-    damping = 1.0
-    slope = jacobian(problem, parameters, free, base)
-    for turn in range(iterations):
-        improved = False
-        for _ in range(5):
-            step = gauss_newton(slope, base, problem.weight, scale, free, prior, sigma, damping)
-            trial = within(parameters, free + step)
-            residuals = problem.residuals(Constants.of(parameters, trial))
-            found = loss(residuals, problem.weight, scale) + prior_cost(trial, prior, sigma)
-            if found < cost:
-                improved = True
-                break
-            damping *= 4.0
-        if not improved:
-            break
-        gain = cost - found
-        free, base, cost, damping = trial, residuals, found, max(damping / 4.0, 1e-3)
-        say(f"turn {turn}: cost {cost:.1f}, gain {gain:.2f}")
-        if gain < CONVERGED * abs(cost):
-            break
-        slope = jacobian(problem, parameters, free, base)
-    return Solution(free, base, slope, _errors(slope, base, problem.weight, scale, sigma))
+    target = Target(
+        residuals=lambda free: problem.residuals(Constants.of(parameters, free)),
+        slope=lambda free, base: jacobian(problem, parameters, free, base),
+        within=lambda free: within(parameters, free),
+        weight=problem.weight,
+        scale=scale,
+        prior=prior,
+        sigma=np.array([p.range.prior_sigma for p in parameters]),
+    )
+    return minimise(target, start, iterations, CONVERGED, say)
 
 
 def gauss_newton(

@@ -7,19 +7,17 @@ some of the rows would have predicted for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tools.calibrate.crossval import DAMPING, STEPS
-from tools.calibrate.solve import PRIOR_WEIGHT, Solution, gauss_newton, loss, prior_cost, robust_weight
+from tools.calibrate.solve import Solution, Target, gauss_newton, minimise
 from tools.calibrate_serving.problem import Problem
 from tools.calibrate_serving.rows import Rows
 from tools.calibrate_serving.traits import FloatArray, Parameter, engines, within
 
 STEP = 0.03
-TURNS, TRIES = 12, 5
-LEAST_DAMPING = 1e-3
+TURNS = 12
 ENOUGH = 1e-3
 """Relative gain of a turn below which the fit has ended."""
 
@@ -37,45 +35,21 @@ def jacobian(problem: Problem, chosen: Sequence[Parameter], offsets: FloatArray,
     return np.stack(columns, axis=1)
 
 
-@dataclass(frozen=True)
-class Point:
-    """Offsets, the residuals there, and their cost."""
-
-    free: FloatArray
-    residuals: FloatArray
-    cost: float
-
-
 def solve(
     problem: Problem, chosen: Sequence[Parameter], rows: Rows, say: Callable[[str], None] = lambda _: None
 ) -> Solution:
     """Minimise from what was assumed."""
-    sigma, prior = np.array([p.sigma for p in chosen]), np.zeros(len(chosen))
-
-    def at(free: FloatArray) -> Point:
-        residuals = problem.residuals(engines(chosen, free))
-        return Point(free, residuals, loss(residuals, rows.weight, rows.scale) + prior_cost(free, prior, sigma))
-
-    here, damping = at(prior), 1.0
-    slope = jacobian(problem, chosen, here.free, here.residuals)
-    for turn in range(TURNS):
-        before = here
-        for _ in range(TRIES):
-            step = gauss_newton(slope, here.residuals, rows.weight, rows.scale, here.free, prior, sigma, damping)
-            trial = at(within(chosen, here.free + step))
-            if trial.cost < here.cost:
-                here, damping = trial, max(damping / 4.0, LEAST_DAMPING)
-                break
-            damping *= 4.0
-        say(f"turn {turn}: cost {here.cost:.1f}, gain {before.cost - here.cost:.2f}")
-        if here is before:
-            break
-        slope = jacobian(problem, chosen, here.free, here.residuals)
-        if before.cost - here.cost < ENOUGH * abs(before.cost):
-            break
-    w = robust_weight(here.residuals, rows.weight, rows.scale)
-    normal = slope.T @ (w[:, None] * slope) + np.diag(2 * PRIOR_WEIGHT / sigma**2)
-    return Solution(here.free, here.residuals, slope, np.sqrt(np.diag(np.linalg.inv(normal))))
+    nothing = np.zeros(len(chosen))
+    target = Target(
+        residuals=lambda free: problem.residuals(engines(chosen, free)),
+        slope=lambda free, base: jacobian(problem, chosen, free, base),
+        within=lambda free: within(chosen, free),
+        weight=rows.weight,
+        scale=rows.scale,
+        prior=nothing,
+        sigma=np.array([p.sigma for p in chosen]),
+    )
+    return minimise(target, nothing, TURNS, ENOUGH, say)
 
 
 def left_out(

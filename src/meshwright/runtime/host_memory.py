@@ -1,7 +1,8 @@
 """Memory that the C library of a rank on a CPU keeps: a step frees its activations, and the next one takes them again.
 
 glibc gives large blocks back to the kernel when they are freed, which then hands out zeroed pages one fault at a time:
-50,000 to 175,000 faults a step of the benchmark's ranks, 4 to 8 % of their processor seconds (docs/log.md, 2026-11-26).
+50,000 to 175,000 faults a step of a dp2 rank or a last stage, and 3 to 12 % of their processor seconds in the kernel
+where memory that is kept leaves 1 to 3 % (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
