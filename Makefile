@@ -94,7 +94,7 @@ dryrun-big: $(STAMP)
 dryrun-memory: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tools.dryrun_memory
 
-## make bench-runtime    seconds per step of eleven layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
+## make bench-runtime    seconds per step of thirteen layouts beside plain transformers, DeepSpeed, tp_plan (ARGS="--no-peers")
 bench-runtime: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime $(ARGS)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, MixtralConfig
 
-from meshwright.layout.config import HybridParallelConfig, Precision
+from meshwright.layout.config import HybridParallelConfig, Precision, Schedule
+from meshwright.schedules.closed_form import bubble_fraction
 
 CPU_LIMIT = 1.10
 """Of the plain process's CPU seconds divided by the ranks."""
@@ -89,13 +90,22 @@ def both_cores(_one_core_s: float, both_cores_s: float) -> float:
     return both_cores_s
 
 
-def pipeline(microbatches: int) -> Callable[[float, float], float]:
-    """(m + p - 1) / m of an even share: the bubble that 1F1B has on two even stages."""
-    return lambda one_core_s, _both_cores_s: one_core_s / 2 * (microbatches + 1) / microbatches
+def pipeline(microbatches: int, schedule: Schedule = Schedule.ONE_F_ONE_B) -> Callable[[float, float], float]:
+    """An even share and the bubble that the schedule has on two even stages: (m + 1) / m with 1F1B."""
+    busy = 1 - float(bubble_fraction(list(Schedule).index(schedule), 2, microbatches, 1))
+    return lambda one_core_s, _both_cores_s: one_core_s / 2 / busy
 
 
 SPLIT = (5, 3)
 """Decoder layers of the two stages: the head costs about 1.5 layers."""
+
+
+def zero_bubble(microbatches: int) -> Layout:
+    """ZB-H1, which fills 1F1B's bubble with weight gradients and holds as many activations."""
+    config = plan(pp=2, micro_batch=8 // microbatches, layer_split=SPLIT, schedule=Schedule.ZB_H1)
+    ideal = pipeline(microbatches, Schedule.ZB_H1)
+    return Layout("llama", config, None, ideal, (f"deepspeed-pipeline-{microbatches}",))
+
 
 LAYOUTS = {
     # two microbatches: the whole batch at once would hold 8 MiB per activation, which costs tp2 a tenth (docs/log.md)
@@ -108,6 +118,8 @@ LAYOUTS = {
     "pp2-2-microbatches": Layout(
         "llama", plan(pp=2, micro_batch=4, layer_split=SPLIT), None, pipeline(2), ("deepspeed-pipeline-2",)
     ),
+    "pp2-zero-bubble": zero_bubble(8),
+    "pp2-2-microbatches-zero-bubble": zero_bubble(2),
     "dp2": Layout("llama", plan(dp=2, micro_batch=4), CPU_LIMIT, both_cores, ("deepspeed-zero0",)),
     "dp2-zero1": Layout("llama", plan(dp=2, micro_batch=4, zero=1), peers=("deepspeed-zero1",)),
     "dp2-zero2": Layout("llama", plan(dp=2, micro_batch=4, zero=2), peers=("deepspeed-zero2",)),

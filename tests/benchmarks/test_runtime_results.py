@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from benchmarks.runtime.measure import Reading
 from benchmarks.runtime.results import Readings, document, lines
+from benchmarks.runtime.work import LAYOUTS
 
 
 def readings(tp2_cpu_s: float, peer: Reading | str) -> Readings:
@@ -14,6 +15,13 @@ def readings(tp2_cpu_s: float, peer: Reading | str) -> Readings:
     made.add("layout", "tp2", Reading(tp2_cpu_s, tp2_cpu_s, 5.2, 9.0))
     made.add("peer", "tp_plan", peer)
     return made
+
+
+def test_the_ideal_of_a_pipeline_is_an_even_share_with_the_bubble_of_its_schedule():
+    ideal = {name: LAYOUTS[name].wall_ideal for name in ("pp2", "pp2-2-microbatches", "pp2-zero-bubble")}
+    found = {name: seconds(16.0, 0.0) for name, seconds in ideal.items() if seconds is not None}
+    # 1F1B waits for a forward and a backward pass, ZB-H1 for a third of that
+    assert found == pytest.approx({"pp2": 8 * 9 / 8, "pp2-2-microbatches": 8 * 3 / 2, "pp2-zero-bubble": 8 * 25 / 24})
 
 
 @pytest.mark.parametrize(("cpu_s", "within"), [(5.4, True), (5.6, False)])

@@ -30,6 +30,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from meshwright.errors import InputError
+from meshwright.runtime.host_turns import take_long_turns
 from meshwright.runtime.start_store import store_of_this_start
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -100,6 +101,7 @@ def joined_world(
         timeout = timedelta(seconds=timeout_s)
         shared, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
         store = store_of_this_start(shared, rank, world, timeout_s)
+        _share_cores(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         dist.init_process_group(device.backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
     if around is None:
@@ -179,6 +181,7 @@ def _child(
     _die_with_parent(parent)
     try:
         torch.set_num_threads(1)
+        _share_cores(device, world_size)
         timeout = timedelta(seconds=timeout_s)
         fd = listen_fd if rank == 0 else None
         store = TCPStore("127.0.0.1", port, world_size, rank == 0, timeout=timeout, master_listen_fd=fd)
@@ -195,6 +198,12 @@ def _child(
         sender.send((False, traceback.format_exc()))
         flush_output()
         os._exit(1)
+
+
+def _share_cores(device: Device, ranks_here: int) -> None:
+    """To be called before the backend starts its threads, which inherit it."""
+    if device.type == "cpu":
+        take_long_turns(ranks_here)
 
 
 def _die_with_parent(parent: int) -> None:
