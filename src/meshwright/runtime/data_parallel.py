@@ -3,6 +3,7 @@
 Gradients accumulate in fp32 (or better) over all microbatches, in one flat buffer for layers, one for the ends of the
 model and one for routed experts, whose replicas are others. In the last backward pass each slice of a buffer is
 all-reduced as soon as the parameters in it are complete (Li et al. 2020). Without replicas it is just the accumulation.
+Products of linear layers add themselves to the buffer (`leave`): no weight gradient is made only to be added.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from meshwright.ledger import GRADIENT_BUCKET_BYTES, Phase
 from meshwright.runtime.collectives import all_reduce
 from meshwright.runtime.process_groups import AxisGroup
+from meshwright.runtime.split_backward import LeftWeights
 from meshwright.runtime.state import LocalParameter, local_tensor
 
 
@@ -75,9 +77,28 @@ class PlainDataParallel:
         if last and not split:
             self._final_chunks.add(chunk)
 
+    def leave(self, left: LeftWeights) -> None:
+        """Take the weight gradients of a product of the pass that runs now, which autograd does not deliver."""
+        left.add_to(self)
+        for live in left.parameters:
+            self._delivered(self._index_of[id(live)])
+
     def accumulate(self, live: Tensor, gradient: Tensor) -> None:
-        """Add a weight gradient that backward left for later."""
+        """Add a weight gradient that backward left to somebody."""
         self._add(self._index_of[id(live)], gradient)
+
+    def accumulate_product(self, live: Tensor, left: Tensor, right: Tensor) -> None:
+        """The same for left @ right: the product is summed where it is made, if it is as precise as the sum."""
+        index = self._index_of[id(live)]
+        accumulated = self._parameters[index].gradient
+        assert accumulated is not None
+        if accumulated.dtype != left.dtype:
+            self._add(index, left @ right)
+        elif index in self._fresh:
+            self._fresh.discard(index)
+            torch.mm(left, right, out=accumulated)
+        else:
+            accumulated.addmm_(left, right)
 
     def after_weights(self, chunk: int, last: bool) -> None:
         """The weight gradients that one backward pass of a chunk had left are in; `last`: the chunk is complete."""
@@ -123,6 +144,10 @@ class PlainDataParallel:
         assert live.grad is not None
         self._add(index, local_tensor(live.grad))
         live.grad = None
+        self._delivered(index)
+
+    def _delivered(self, index: int) -> None:
+        """A pass has given its gradient of this parameter."""
         if self._parameters[index].chunk in self._final_chunks:
             self._count(index)
 

@@ -273,6 +273,9 @@ def build_engine(
         if shards
         else PlainDataParallel(local, groups.axis("dp_cp"), groups.axis("expert_dp"))
     )
+    if isinstance(data_parallel, PlainDataParallel):
+        for module in chunks.values():
+            module.accumulate_products(data_parallel)
     activation = activation_shape(config, model_config, options.seq, compute, groups.device.torch)
     executor, evaluator = (
         PipelineExecutor(order, chunks, groups.axis("pp"), activation, data_parallel, options.forward_context)

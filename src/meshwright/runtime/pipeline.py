@@ -19,7 +19,7 @@ from meshwright.ledger import Collective, Phase
 from meshwright.runtime.collectives import tensor_bytes
 from meshwright.runtime.expert_parallel.balance import BALANCE, TravellingBalance
 from meshwright.runtime.process_groups import AxisGroup
-from meshwright.runtime.split_backward import Deferred
+from meshwright.runtime.split_backward import Accumulator, LeftWeights
 from meshwright.runtime.stage import StageModule
 from meshwright.runtime.step_trace import OpenCall
 from meshwright.schedules.actions import COMMUNICATION, SENDS, Action, ActionKind, PipelineSchedule
@@ -111,16 +111,14 @@ class Live:
     input_gradients: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
     # receive buffers in use: of the input until backward, then of a split pass's output gradient until its weights
     buffers: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
-    weight_gradients: dict[Key, list[Deferred]] = field(default_factory=dict[Key, list[Deferred]])
+    weight_gradients: dict[Key, list[LeftWeights]] = field(default_factory=dict[Key, list[LeftWeights]])
     sends: list[Outgoing] = field(default_factory=list[Outgoing])
 
 
-class Reducer(Protocol):
+class Reducer(Accumulator, Protocol):
     """What the executor tells data parallelism (see data_parallel.py)."""
 
     def before_backward(self, chunk: int, last: bool, split: bool = False) -> None: ...
-
-    def accumulate(self, live: Tensor, gradient: Tensor) -> None: ...
 
     def after_weights(self, chunk: int, last: bool) -> None: ...
 
@@ -275,9 +273,8 @@ class PipelineExecutor:
 
     def _backward_weight(self, action: Action, live: Live) -> None:
         """The weight gradients that the backward pass of this microbatch left."""
-        for deferred in live.weight_gradients.pop((action.chunk, action.microbatch)):
-            for parameter, gradient in deferred():
-                self._reducer.accumulate(parameter, gradient)
+        for left in live.weight_gradients.pop((action.chunk, action.microbatch)):
+            left.add_to(self._reducer)
         received = live.buffers.pop((action.chunk, action.microbatch), None)
         if received is not None:
             self.pool.give_back(received)

@@ -192,6 +192,9 @@ class ShardedDataParallel:
         else:
             live.grad = gradient
 
+    def accumulate_product(self, live: Tensor, left: Tensor, right: Tensor) -> None:
+        self.accumulate(live, left @ right)
+
     def after_weights(self, chunk: int, last: bool) -> None:
         """Reduce what one backward pass has left of a chunk, as FSDP2 does at the end of a pass. It has no public name
         for that: its own end-of-backward callback is run once more."""

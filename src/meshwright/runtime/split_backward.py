@@ -1,15 +1,16 @@
-"""Backward in two parts: gradients of inputs now, gradients of weights later (zero-bubble schedules).
+"""Backward in two parts: gradients of inputs now, gradients of weights where somebody else makes them.
 
-While a chunk's pass is marked as split, its linear layers run through a function whose backward computes the input
-gradient only and leaves the weight gradient here as a closure; the executor runs the closures when the schedule says so
-(Qi et al. 2023, arXiv 2401.10241). All other parameters (norms, embeddings) get their gradients with the inputs.
+A linear layer runs through a function whose backward computes the input gradient only and leaves the weight gradient
+(`LeftWeights`): to the chunk while its pass is marked as split, whose executor makes them when the schedule says so
+(Qi et al. 2023, arXiv 2401.10241); to the entering of a tensor-parallel block; or to plain data parallelism, which sums
+them as they come. All other parameters (norms, embeddings) get their gradients with the inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,13 +21,33 @@ from meshwright.runtime.state import local_tensor
 
 WeightGradient = tuple[Tensor, Tensor]
 """(the parameter as the forward pass saw it, its local gradient)"""
-Deferred = Callable[[], list[WeightGradient]]
+
+
+class Accumulator(Protocol):
+    """Who sums weight gradients up."""
+
+    def accumulate(self, live: Tensor, gradient: Tensor) -> None: ...
+
+    def accumulate_product(self, live: Tensor, left: Tensor, right: Tensor) -> None:
+        """The gradient left @ right, [m, r] x [r, n], which need not exist by itself."""
+        ...
+
+
+class LeftWeights(Protocol):
+    """The weight gradients of one product, not made yet: either as tensors, or added to what is accumulated."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]: ...
+
+    def gradients(self) -> list[WeightGradient]: ...
+
+    def add_to(self, sums: Accumulator) -> None: ...
 
 
 class LeavesWeights(Protocol):
-    """Who runs the closures."""
+    """Who makes what backward leaves."""
 
-    def leave(self, deferred: Deferred) -> None: ...
+    def leave(self, left: LeftWeights) -> None: ...
 
 
 class SplitBackward:
@@ -34,7 +55,7 @@ class SplitBackward:
 
     def __init__(self) -> None:
         self.active = False
-        self._deferred: list[Deferred] = []
+        self._left: list[LeftWeights] = []
 
     @contextmanager
     def during(self, split: bool) -> Iterator[None]:
@@ -45,12 +66,12 @@ class SplitBackward:
         finally:
             self.active = before
 
-    def leave(self, deferred: Deferred) -> None:
-        self._deferred.append(deferred)
+    def leave(self, left: LeftWeights) -> None:
+        self._left.append(left)
 
-    def collect(self) -> list[Deferred]:
+    def collect(self) -> list[LeftWeights]:
         """What backward left since the last call."""
-        collected, self._deferred = self._deferred, []
+        collected, self._left = self._left, []
         return collected
 
 
@@ -59,7 +80,7 @@ def split_linear(
 ) -> Tensor:
     """A linear product of local tensors whose weight gradients are left to somebody. `weight` and `bias` are the
     parameters themselves (perhaps DTensors)."""
-    # in a tuple, so that autograd does not see the parameters: their gradients come from the closures alone
+    # in a tuple, so that autograd does not see the parameters: their gradients come from what is left alone
     return _SplitLinear.apply(inputs, (weight, bias), transposed, left_to)  # pyright: ignore[reportReturnType]
 
 
@@ -77,16 +98,41 @@ class _SplitLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         inputs, matrix = ctx.saved_tensors
-        grad = grads[0]
-        ctx.left_to.leave(partial(_weight_gradients, inputs.detach(), grad.detach(), *ctx.parameters, ctx.transposed))
+        grad, (weight, bias) = grads[0], ctx.parameters
+        ctx.left_to.leave(_LeftOfLinear(inputs.detach(), grad.detach(), weight, bias, ctx.transposed))
         return grad @ (matrix.t() if ctx.transposed else matrix), None, None, None
 
 
-def _weight_gradients(
-    inputs: Tensor, grad: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
-) -> list[WeightGradient]:
-    x, g = inputs.reshape(-1, inputs.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    found = [(weight, x.t() @ g if transposed else g.t() @ x)]
-    if bias is not None:
-        found.append((bias, g.sum(dim=0)))
-    return found
+@dataclass(frozen=True, eq=False)
+class _LeftOfLinear:
+    """[.., in] and the gradient [.., out] of a product; the weight is [out, in], or [in, out] if transposed."""
+
+    inputs: Tensor
+    grad: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    transposed: bool
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def gradients(self) -> list[WeightGradient]:
+        left, right = self._factors()
+        made = [(self.weight, left @ right)]
+        if self.bias is not None:
+            made.append((self.bias, self._rows(self.grad).sum(dim=0)))
+        return made
+
+    def add_to(self, sums: Accumulator) -> None:
+        sums.accumulate_product(self.weight, *self._factors())
+        if self.bias is not None:
+            sums.accumulate(self.bias, self._rows(self.grad).sum(dim=0))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        inputs, grad = self._rows(self.inputs), self._rows(self.grad)
+        return (inputs.t(), grad) if self.transposed else (grad.t(), inputs)
+
+    @staticmethod
+    def _rows(tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, tensor.shape[-1])

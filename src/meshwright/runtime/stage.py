@@ -26,7 +26,7 @@ from meshwright.runtime.families import Family
 from meshwright.runtime.parallelize import Splitter, parameter_slices
 from meshwright.runtime.recompute import Contexts, no_contexts, recompute_layers, register_selective
 from meshwright.runtime.slices import TensorSlice
-from meshwright.runtime.split_backward import SplitBackward
+from meshwright.runtime.split_backward import LeavesWeights, SplitBackward
 from meshwright.runtime.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from meshwright.runtime.tensor_parallel.entering import enter
 from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
@@ -166,6 +166,14 @@ class StageModule(nn.Module):
         first_row = self.head.slices["weight"].start
         flat = logits.reshape(-1, logits.shape[-1])
         return vocab_parallel_cross_entropy(flat, labels.reshape(-1), first_row, self.region.axis)
+
+    def accumulate_products(self, sums: LeavesWeights) -> None:
+        """Weight gradients of linear products go to `sums` as they are made, but for a head that shares its weight with
+        the embedding: autograd adds the two up."""
+        for part in self.modules():
+            shared = self.tied and self.plan.first and self.plan.last and part is self.head
+            if isinstance(part, ColumnParallelLinear | RowParallelLinear) and not shared:
+                part.sums = sums
 
     def watch_routers(self, balance: RouterBalance) -> None:
         """The executor adds the load-balancing loss of this chunk's routers."""

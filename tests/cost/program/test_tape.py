@@ -47,6 +47,24 @@ def test_a_product_keeps_its_input_and_makes_both_gradients() -> None:
     assert tape.live == of_input.nbytes == 2.0 * 8 * 4
 
 
+@pytest.mark.parametrize(("element", "weight"), [(2.0, 2.0 * 4 * 6), (4.0, 0.0)])
+def test_a_product_summed_at_once_makes_a_weight_gradient_only_if_the_sum_is_more_precise(
+    element: float, weight: float
+) -> None:
+    work = Work(batch=1, seq=8, hidden=4, element=element)
+    tape = Tape(at_once=True)
+    x = tape.new(element * 8 * 4)
+    y, backward = linear(tape, work, x, 8, 4, 6)
+    tape.drop(x)
+    gradient = tape.new(y.nbytes)
+    tape.drop(y)
+    tape.peak = tape.live
+    held = tape.live
+    tape.drop(backward(gradient))
+    assert tape.peak == held + max(weight, element * 8 * 4)  # the weight's has gone when the input's is made
+    assert tape.live == 0.0
+
+
 def test_a_split_product_leaves_its_input_and_the_gradient_of_its_output() -> None:
     tape = Tape(split=True)
     x = tape.new(2.0 * 8 * 4)

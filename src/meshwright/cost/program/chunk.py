@@ -58,7 +58,8 @@ def chunk_memory(
 ) -> ChunkMemory:
     """Walk a microbatch through the chunk."""
     spec = model.spec
-    tape = Tape(split=split, gathered=_collects(work, sharding))
+    plain = sharding.zero == 0 or sharding.shards == 1
+    tape = Tape(split=split, gathered=_collects(work, sharding), at_once=plain)
     plan = _plan(chunk.layers)
     walked = [(at, key[0]) for at, key, count in plan if count == 1]
     units = Units(tape, spec, walked, chunk.first, chunk.last, work, sharding)
@@ -78,7 +79,7 @@ def chunk_memory(
     retained = units.backward_done()
     input_gradient = 0.0 if chunk.first else work.stream
     left = tape.live - input_gradient
-    weights_peak = 2 * tape.left_weight_bytes
+    weights_peak = tape.left_weight_bytes
     if split and units.active:
         weights_peak = _sharded_weights_peak(spec, chunk, work, units, left)
         weights_peak += tape.left_weight_bytes if work.narrow else 0.0  # cast to the format of the sums one by one

@@ -21,11 +21,15 @@ class Due:
         default_factory=list[tuple[Storage | None, Storage, float, bool]]
     )
 
-    def gradients(self, tape: Tape) -> list[tuple[Storage, bool]]:
-        """Made one by one, what each was made of goes; all are there at the end. (`shared` of each.)"""
+    def gradients(self, tape: Tape, work: Work) -> list[tuple[Storage, bool]]:
+        """Made one by one, what each was made of goes; those that are not summed at once are there at the end.
+        (`shared` of each.)"""
         made: list[tuple[Storage, bool]] = []
         for x, gradient, nbytes, shared in self.left:
-            made.append((tape.new(nbytes), shared))
+            if tape.at_once and not shared:
+                tape.passing(_summed(work, nbytes))
+            else:
+                made.append((tape.new(nbytes), shared))
             tape.drop(x, gradient)
         self.left.clear()
         return made
@@ -42,8 +46,8 @@ def linear(
     due: Due | None = None,
     shared: bool = False,
 ) -> Result:
-    """y = x W: x is kept. Backward makes the weight's gradient, then the input's. `due`: the weight's is left to the
-    entering of the block. `shared`: the weight has another use, whose gradient comes later."""
+    """y = x W: x is kept. Backward makes the weight's gradient (or sums it at once), then the input's. `due`: the
+    weight's is left to the entering of the block. `shared`: the weight has another use, whose gradient comes later."""
     y = tape.new(work.element * rows * outputs)
     kept, split = tape.save(x), tape.split
 
@@ -51,12 +55,17 @@ def linear(
         weight = work.element * inputs * outputs
         if split:
             of_input = tape.new(work.element * rows * inputs)
-            tape.leave(x, gradient, weight)
+            tape.leave(x, gradient, _summed(work, weight) if tape.at_once else weight)
             tape.drop(gradient, kept)
             return tape.add(of_input, accumulated)
         if due is not None:
             of_input = tape.new(work.element * rows * inputs)
             due.left.append((kept, gradient, weight, shared))
+            return tape.add(of_input, accumulated)
+        if tape.at_once and not shared:
+            tape.passing(_summed(work, weight))
+            of_input = tape.new(work.element * rows * inputs)
+            tape.drop(gradient, kept)
             return tape.add(of_input, accumulated)
         of_weight, of_input = tape.new(weight), tape.new(work.element * rows * inputs)
         tape.drop(gradient, kept)
@@ -65,6 +74,11 @@ def linear(
         return total
 
     return y, backward
+
+
+def _summed(work: Work, weight_bytes: float) -> float:
+    """Bytes of a weight's gradient on its way to the accumulated one: none where the product adds to that itself."""
+    return weight_bytes if work.narrow else 0.0
 
 
 def _complete(tape: Tape, of_weight: Storage, shared: bool) -> None:
@@ -163,7 +177,7 @@ def enter(tape: Tape, work: Work, x: Storage, width: float) -> tuple[Storage, Du
     def backward(gradient: Storage, accumulated: Storage | None = None) -> Storage:
         total, sent = (_scattered(tape, work, width), gradient) if work.scattered else (gradient, None)
         laid_out = tape.new(gradient.nbytes) if work.scattered and work.batch > 1 else None  # rank by rank
-        made = due.gradients(tape) if due else []
+        made = due.gradients(tape, work) if due else []
         tape.drop(sent, laid_out)
         total = tape.add(total, accumulated)
         for of_weight, shared in made:

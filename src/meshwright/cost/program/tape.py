@@ -43,13 +43,15 @@ class UnitHooks(Protocol):
 class Tape:
     """Counts live bytes. `saving`: autograd keeps what it needs (not within a checkpoint's first pass). `split`:
     backward passes leave the gradients of weights for later. `gathered`: weights' gradients stay until their FSDP unit
-    is done."""
+    is done. `at_once`: linear products add theirs to the accumulated ones, without a tensor of their own if these are
+    as precise."""
 
-    def __init__(self, *, split: bool = False, gathered: bool = False) -> None:
+    def __init__(self, *, split: bool = False, gathered: bool = False, at_once: bool = False) -> None:
         self.live = self.peak = 0.0
         self.saving = True
         self.split = split
         self.gathered = gathered
+        self.at_once = at_once
         self.left: list[tuple[Storage, ...]] = []  # inputs and gradients of products whose weight gradient is due
         self.left_weight_bytes = 0.0  # the largest weight gradient of those
         self.unit_gradients: list[Storage] = []

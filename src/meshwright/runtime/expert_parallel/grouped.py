@@ -8,13 +8,13 @@ batched product. Weights of experts without rows get a gradient of zero, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meshwright.runtime.split_backward import SplitBackward, WeightGradient
+from meshwright.runtime.split_backward import Accumulator, SplitBackward, WeightGradient
 from meshwright.runtime.state import local_tensor
 from meshwright.runtime.tensor_parallel.linear import local
 
@@ -50,14 +50,31 @@ class _Grouped(torch.autograd.Function):
         inputs = _products(grad, stacked.transpose(1, 2) if ctx.transposed else stacked, ctx.counts)
         if ctx.split is None:
             return inputs, _weight_gradient(rows, grad, ctx.counts, ctx.transposed), None, None, None
-        ctx.split.leave(partial(_later, ctx.parameter[0], rows.detach(), grad.detach(), ctx.counts, ctx.transposed))
+        left = _LeftOfExperts(rows.detach(), grad.detach(), ctx.parameter[0], ctx.counts, ctx.transposed)
+        ctx.split.leave(left)
         return inputs, None, None, None, None
 
 
-def _later(
-    parameter: Tensor, rows: Tensor, grad: Tensor, counts: tuple[int, ...], transposed: bool
-) -> list[WeightGradient]:
-    return [(parameter, _weight_gradient(rows, grad, counts, transposed))]
+@dataclass(frozen=True, eq=False)
+class _LeftOfExperts:
+    """Rows of all experts and the gradients of their products with the stacked weights."""
+
+    rows: Tensor
+    grad: Tensor
+    weight: Tensor
+    counts: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return (self.weight,)
+
+    def gradients(self) -> list[WeightGradient]:
+        return [(self.weight, _weight_gradient(self.rows, self.grad, self.counts, self.transposed))]
+
+    def add_to(self, sums: Accumulator) -> None:
+        for parameter, gradient in self.gradients():
+            sums.accumulate(parameter, gradient)
 
 
 def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:

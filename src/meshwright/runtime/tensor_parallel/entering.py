@@ -2,8 +2,8 @@
 
 In backward that node begins to sum the gradient of the block's input over tp, computes the weight gradients meanwhile,
 and then waits: what Megatron-LM does for each product (`LinearWithGradAccumulationAndAsyncCommunication`), for all of a
-block at once. The node has the parameters as inputs, so that autograd delivers their gradients, with all that hangs on
-that (buckets of replicas, FSDP2).
+block at once. Where nobody sums them up as they come (`sums`), the node has the parameters as inputs, so that autograd
+delivers their gradients, with all that hangs on that (FSDP2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from meshwright.runtime.collectives import gather_sequence
-from meshwright.runtime.split_backward import Deferred
+from meshwright.runtime.split_backward import LeavesWeights, LeftWeights
 from meshwright.runtime.tensor_parallel.linear import ColumnParallelLinear, local
 from meshwright.runtime.tensor_parallel.region import LAYER_INPUT, TensorParallelRegion
 
@@ -23,18 +23,23 @@ from meshwright.runtime.tensor_parallel.region import LAYER_INPUT, TensorParalle
 class DueWeights:
     """Of one pass through a block: the weight gradients that its products have left."""
 
-    def __init__(self) -> None:
-        self._left: list[Deferred] = []
+    def __init__(self, sums: LeavesWeights | None) -> None:
+        self._sums = sums
+        self._left: list[LeftWeights] = []
 
-    def leave(self, deferred: Deferred) -> None:
-        self._left.append(deferred)
+    def leave(self, left: LeftWeights) -> None:
+        self._left.append(left)
 
-    def gradients(self) -> dict[int, Tensor]:
-        """By the identity of the parameter. What each was made of goes before the next is made."""
+    def make(self) -> dict[int, Tensor]:
+        """Those that autograd is to deliver, by the identity of the parameter (none where there are `sums`). What each
+        was made of goes before the next is made."""
         found: dict[int, Tensor] = {}
         self._left.reverse()
         while self._left:
-            found |= {id(parameter): gradient for parameter, gradient in self._left.pop()()}
+            if self._sums is not None:
+                self._sums.leave(self._left.pop())
+            else:
+                found |= {id(parameter): gradient for parameter, gradient in self._left.pop().gradients()}
         return found
 
 
@@ -46,10 +51,11 @@ def enter(
     split = any(p.split is not None and p.split.active for p in products)
     if region.axis.size == 1 or split or not torch.is_grad_enabled():
         return region.enter(tensor, what)
-    due = DueWeights()
+    sums = products[0].sums_of(tensor) if products else None
+    due = DueWeights(sums)
     for product in products:
         product.due = due
-    parameters = [p for product in products for p in (product.weight, product.bias) if p is not None]
+    parameters = [p for product in products for p in (product.weight, product.bias) if p is not None and sums is None]
     by_token = tensor.dim() == 2
     batched = tensor.unsqueeze(0) if by_token else tensor
     entered = _Enter.apply(batched, region, what, due, tuple(map(id, parameters)), *map(local, parameters))
@@ -89,7 +95,7 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # in place where it can be: this is the fresh gradient of the products that read the copy, nobody else holds it
         summed, work = ctx.region.begin_sum(grads[0], ctx.what)
-        gradients = ctx.due.gradients()
+        gradients = ctx.due.make()
         assert work is not None
         work.wait()
         return summed, None, None, None, None, *(gradients.get(name) for name in ctx.names)

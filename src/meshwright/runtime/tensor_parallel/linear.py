@@ -37,7 +37,8 @@ def declare(module: nn.Module, slices: Slices) -> None:
 
 class _Linear(nn.Module):
     """Weight and bias with their slices, and the product over local tensors. `split` is set where a schedule may leave
-    weight gradients for later. `transposed`: the weight is stored [in, out]."""
+    weight gradients for later. `sums`: who takes them at once in the other passes (None: autograd delivers them).
+    `transposed`: the weight is stored [in, out]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -47,15 +48,21 @@ class _Linear(nn.Module):
         self.slices = dict(slices)
         self.transposed = transposed
         self.split: SplitBackward | None = None
+        self.sums: LeavesWeights | None = None
         declare(self, slices)
 
     def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        if self.split is not None and self.split.active:
-            return split_linear(inputs, self.weight, bias, self.transposed, self.split)
+        left_to = self.split if self.split is not None and self.split.active else self.sums_of(inputs)
+        if left_to is not None:
+            return split_linear(inputs, self.weight, bias, self.transposed, left_to)
         weight = local(self.weight)
         return functional.linear(
             inputs, weight.t() if self.transposed else weight, None if bias is None else local(bias)
         )
+
+    def sums_of(self, inputs: Tensor) -> LeavesWeights | None:
+        """`sums`, where autograd comes by: it does so for the gradient of the inputs."""
+        return self.sums if torch.is_grad_enabled() and inputs.requires_grad else None
 
 
 class ColumnParallelLinear(_Linear):
