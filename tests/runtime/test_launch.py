@@ -1,6 +1,7 @@
 """Ranks start, talk, return in order, and fail loudly, quickly and without leaving anything behind."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -35,6 +36,19 @@ def test_the_first_failing_rank_is_named_with_its_traceback_while_others_wait_fo
         run_ranks(3, fail_on_one, 1, timeout_s=60)
     assert caught.value.rank == 1
     assert time.monotonic() - started < 20
+
+
+def lose_a_peer_before_it_counts_as_ended() -> None:
+    if dist.get_rank() == 1:
+        raise ConnectionError("rank 0 is gone")
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_rank_is_the_cause_even_where_its_peer_reports_first():
+    with pytest.raises(RankFailedError, match="killed by SIGKILL") as caught:
+        run_ranks(2, lose_a_peer_before_it_counts_as_ended, timeout_s=60)
+    assert caught.value.rank == 0
 
 
 def die_silently() -> None:

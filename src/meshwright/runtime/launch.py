@@ -35,6 +35,8 @@ from meshwright.runtime.start_store import store_of_this_start
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 GRACE_S = 2.0
+DYING_S = 1.0
+"""A killed process closes its sockets before it counts as ended, perhaps by a turn of every rank on its core."""
 
 T = TypeVar("T")
 
@@ -235,18 +237,24 @@ def _collect(processes: list[BaseProcess], pipes: list[Connection], timeout_s: f
             if isinstance(value, InputError):
                 raise value
             if not succeeded:
-                _raise_if_killed(processes)
+                _raise_if_killed(processes, DYING_S)
                 raise RankFailedError(rank, f"failed:\n{value}")
             results[rank] = value
     return results
 
 
-def _raise_if_killed(processes: list[BaseProcess]) -> None:
-    """A rank that a signal ended is the cause of what its peers then report, in whatever order they do."""
-    for rank, process in enumerate(processes):
-        if process.exitcode is not None and process.exitcode < 0:
-            name = signal.Signals(-process.exitcode).name
-            raise RankFailedError(rank, f"was killed by {name}", process.exitcode)
+def _raise_if_killed(processes: list[BaseProcess], patience_s: float = 0.0) -> None:
+    """A rank that a signal ended is the cause of what its peers then report, in whatever order they do. `patience_s`:
+    how long to look for one while others still run."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        codes = [process.exitcode for process in processes]
+        for rank, code in enumerate(codes):
+            if code is not None and code < 0:
+                raise RankFailedError(rank, f"was killed by {signal.Signals(-code).name}", code)
+        if None not in codes or time.monotonic() >= deadline:
+            return
+        time.sleep(0.01)
 
 
 def _stop(processes: list[BaseProcess]) -> None:
