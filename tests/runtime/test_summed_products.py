@@ -13,9 +13,11 @@ from .layouts import layout
 from .test_engine import engine_of, own_batch
 
 
-def delivered_and_launched(config: HybridParallelConfig, tied: bool) -> tuple[set[str], list[bool]]:
+def delivered_and_launched(
+    config: HybridParallelConfig, tied: bool, family: str = "llama"
+) -> tuple[set[str], list[bool]]:
     """The parameters that autograd brings a gradient of, and which buckets are under way when backward is over."""
-    engine = engine_of(config, tie_word_embeddings=tied)
+    engine = engine_of(config, tie_word_embeddings=tied, family=family)
     data_parallel = engine.data_parallel
     assert isinstance(data_parallel, PlainDataParallel)
     delivered: set[str] = set()
@@ -49,6 +51,13 @@ def test_a_head_that_shares_its_weight_leaves_the_sum_to_autograd() -> None:
     ((delivered, launched),) = run_ranks(1, delivered_and_launched, layout(global_batch=4), True)
     assert delivered == NORMS | {"embed_tokens"}  # the one weight of both
     assert all(launched)
+
+
+def test_products_that_a_model_keeps_whole_are_left_to_autograd() -> None:
+    """MLA's low-rank ones: the memory model counts their weight gradients."""
+    ((delivered, _),) = run_ranks(1, delivered_and_launched, layout(global_batch=4), False, "deepseek_v3")
+    assert delivered >= {"q_a_proj", "kv_a_proj_with_mqa"}
+    assert not delivered & {"q_b_proj", "kv_b_proj", "o_proj"}
 
 
 def no_graph_without_inputs_that_need_one() -> bool:

@@ -65,6 +65,22 @@ def test_a_product_summed_at_once_makes_a_weight_gradient_only_if_the_sum_is_mor
     assert tape.live == 0.0
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_product_that_tp_does_not_cut_makes_its_weight_gradient_beside_its_inputs(split: bool) -> None:
+    tape = Tape(at_once=True, split=split)
+    work = Work(batch=1, seq=8, hidden=4, element=4.0)
+    x = tape.new(4.0 * 8 * 4)
+    y, backward = linear(tape, work, x, 8, 4, 6, whole=True)
+    tape.drop(x)
+    gradient = tape.new(y.nbytes)
+    tape.drop(y)
+    held = tape.peak = tape.live
+    tape.drop(backward(gradient))
+    assert tape.peak == held + 4.0 * (4 * 6 + 8 * 4)
+    assert tape.live == 0.0
+    assert not tape.left
+
+
 def test_a_split_product_leaves_its_input_and_the_gradient_of_its_output() -> None:
     tape = Tape(split=True)
     x = tape.new(2.0 * 8 * 4)

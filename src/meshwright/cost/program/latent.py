@@ -28,7 +28,7 @@ def latent(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core, ranks: 
     steps: list[Backward] = []
 
     if ranks.query:
-        low, of_low = linear(tape, work, entered, tokens, h, ranks.query)
+        low, of_low = linear(tape, work, entered, tokens, h, ranks.query, whole=True)
         normed, of_norm = rms_norm(tape, work, low, tokens, ranks.query)
         tape.drop(low)
         q, of_q_product = linear(tape, work, normed, tokens, ranks.query, count * heads.qk, due=due)
@@ -38,7 +38,7 @@ def latent(tape: Tape, work: Work, x: Storage, heads: Heads, core: Core, ranks: 
         q, of_q_product = linear(tape, work, entered, tokens, h, count * heads.qk, due=due)
         steps = [of_q_product]
     compressed_width = ranks.key_value + ranks.rotary
-    compressed, of_compressed = linear(tape, work, entered, tokens, h, compressed_width)
+    compressed, of_compressed = linear(tape, work, entered, tokens, h, compressed_width, whole=True)
     normed, of_kv_norm = rms_norm(tape, work, compressed, tokens, ranks.key_value)
     plain = heads.qk - ranks.rotary
     up = count * (plain + heads.v)

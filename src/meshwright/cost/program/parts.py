@@ -26,10 +26,9 @@ class Due:
         (`shared` of each.)"""
         made: list[tuple[Storage, bool]] = []
         for x, gradient, nbytes, shared in self.left:
-            if tape.at_once and not shared:
-                tape.passing(_summed(work, nbytes))
-            else:
-                made.append((tape.new(nbytes), shared))
+            of_weight = _made(tape, work, nbytes, at_once=not shared)
+            if of_weight is not None:
+                made.append((of_weight, shared))
             tape.drop(x, gradient)
         self.left.clear()
         return made
@@ -45,11 +44,13 @@ def linear(
     *,
     due: Due | None = None,
     shared: bool = False,
+    whole: bool = False,
 ) -> Result:
     """y = x W: x is kept. Backward makes the weight's gradient (or sums it at once), then the input's. `due`: the
-    weight's is left to the entering of the block. `shared`: the weight has another use, whose gradient comes later."""
+    weight's is left to the entering of the block. `shared`: the weight has another use, whose gradient comes later.
+    `whole`: the model's own product, which tp does not cut: autograd delivers its gradients, in split passes too."""
     y = tape.new(work.element * rows * outputs)
-    kept, split = tape.save(x), tape.split
+    kept, split = tape.save(x), tape.split and not whole
 
     def backward(gradient: Storage, accumulated: Storage | None = None) -> Storage:
         weight = work.element * inputs * outputs
@@ -62,18 +63,23 @@ def linear(
             of_input = tape.new(work.element * rows * inputs)
             due.left.append((kept, gradient, weight, shared))
             return tape.add(of_input, accumulated)
-        if tape.at_once and not shared:
-            tape.passing(_summed(work, weight))
-            of_input = tape.new(work.element * rows * inputs)
-            tape.drop(gradient, kept)
-            return tape.add(of_input, accumulated)
-        of_weight, of_input = tape.new(weight), tape.new(work.element * rows * inputs)
+        of_weight = _made(tape, work, weight, at_once=not (shared or whole))
+        of_input = tape.new(work.element * rows * inputs)
         tape.drop(gradient, kept)
         total = tape.add(of_input, accumulated)
-        _complete(tape, of_weight, shared)
+        if of_weight is not None:
+            _complete(tape, of_weight, shared)
         return total
 
     return y, backward
+
+
+def _made(tape: Tape, work: Work, weight_bytes: float, at_once: bool) -> Storage | None:
+    """A weight's gradient; None if it goes into the accumulated one as it is made."""
+    if tape.at_once and at_once:
+        tape.passing(_summed(work, weight_bytes))
+        return None
+    return tape.new(weight_bytes)
 
 
 def _summed(work: Work, weight_bytes: float) -> float:
